@@ -1,0 +1,497 @@
+"""Object storage: a URL and its options become keys and bytes.
+
+The only room that knows object storage. S3, HTTP(S) and local paths go through obstore, whose
+requests cost a tenth of s3fs's CPU time; ``memory://`` and every other scheme go through
+fsspec. Option names are fsspec's; they are translated here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import fsspec
+import obstore
+import zarr.storage
+from botocore.exceptions import BotoCoreError, ProfileNotFound
+from botocore.session import Session as BotocoreSession
+from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
+from obstore import exceptions as obstore_errors
+from obstore.store import HTTPStore, LocalStore, S3Store
+
+from bigearth_cube.errors import InvalidInputError, NotFoundError, StorageError
+
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig, RetryConfig, S3Credential
+
+StorageOptions = Mapping[str, Any]
+
+_S3_OPTIONS = {
+    "key": "access_key_id",
+    "secret": "secret_access_key",
+    "token": "session_token",
+    "anon": "skip_signature",
+    "endpoint_url": "endpoint",
+    "region": "region",
+    "requester_pays": "request_payer",
+    "profile": None,  # resolved by botocore, which obstore does not have
+}
+# A refused connection is told within seconds; a throttled request may wait half a minute.
+_RETRY: RetryConfig = {
+    "max_retries": 6,
+    "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=5)},
+    "retry_timeout": timedelta(seconds=30),
+}
+_CREDENTIALS_LIVE = timedelta(minutes=15)
+
+
+class _Backend(Protocol):
+    """The bytes under a prefix; every method may raise what ``_translated`` maps."""
+
+    def get(self, key: str) -> bytes: ...
+    def get_ranges(self, key: str, starts: Sequence[int], ends: Sequence[int]) -> list[Any]: ...
+    def get_tail(self, key: str, n_bytes: int) -> bytes: ...
+    def size(self, key: str) -> int: ...
+    def put(self, key: str, data: bytes, *, only_if_absent: bool) -> None: ...
+    def delete(self, key: str) -> None: ...
+    def list(self, prefix: str) -> Iterator[tuple[str, int]]: ...
+    def zarr_store(self, *, read_only: bool) -> Any: ...
+
+
+class _ObstoreBackend:
+    def __init__(self, store: Any) -> None:
+        self._store = store
+
+    def get(self, key: str) -> bytes:
+        return bytes(obstore.get(self._store, key).bytes())
+
+    def get_ranges(self, key: str, starts: Sequence[int], ends: Sequence[int]) -> list[Any]:
+        if len(starts) == 1:
+            return [obstore.get_range(self._store, key, start=starts[0], end=ends[0])]
+        return list(obstore.get_ranges(self._store, key, starts=starts, ends=ends))
+
+    def get_tail(self, key: str, n_bytes: int) -> bytes:
+        return bytes(obstore.get(self._store, key, options={"range": {"suffix": n_bytes}}).bytes())
+
+    def size(self, key: str) -> int:
+        return int(obstore.head(self._store, key)["size"])
+
+    def put(self, key: str, data: bytes, *, only_if_absent: bool) -> None:
+        mode: Literal["create", "overwrite"] = "create" if only_if_absent else "overwrite"
+        # One PUT an object: an upload in parts would leave parts behind when it is killed.
+        obstore.put(self._store, key, data, mode=mode, use_multipart=False)
+
+    def delete(self, key: str) -> None:
+        obstore.delete(self._store, key)
+
+    def list(self, prefix: str) -> Iterator[tuple[str, int]]:
+        for page in obstore.list(self._store, prefix or None):
+            yield from ((str(entry["path"]), int(entry["size"])) for entry in page)
+
+    def zarr_store(self, *, read_only: bool) -> Any:
+        return zarr.storage.ObjectStore(self._store, read_only=read_only)
+
+
+class _LocalBackend(_ObstoreBackend):
+    """A local folder, made by the first write and not by looking at a path that is not there."""
+
+    def __init__(self, path: str) -> None:
+        self._path = Path(path)
+        super().__init__(None)
+
+    def _open(self, *, make: bool = False) -> None:
+        if self._store is None:
+            if not make and not self._path.is_dir():
+                raise FileNotFoundError(self._path)
+            self._store = LocalStore(self._path, mkdir=make)
+
+    def get(self, key: str) -> bytes:
+        self._open()
+        return super().get(key)
+
+    def get_ranges(self, key: str, starts: Sequence[int], ends: Sequence[int]) -> list[Any]:
+        self._open()
+        return super().get_ranges(key, starts, ends)
+
+    def get_tail(self, key: str, n_bytes: int) -> bytes:
+        self._open()
+        return super().get_tail(key, n_bytes)
+
+    def size(self, key: str) -> int:
+        self._open()
+        return super().size(key)
+
+    def put(self, key: str, data: bytes, *, only_if_absent: bool) -> None:
+        self._open(make=True)
+        super().put(key, data, only_if_absent=only_if_absent)
+
+    def delete(self, key: str) -> None:
+        self._open()
+        super().delete(key)
+
+    def list(self, prefix: str) -> Iterator[tuple[str, int]]:
+        self._open()
+        yield from super().list(prefix)
+
+    def zarr_store(self, *, read_only: bool) -> Any:
+        self._open(make=not read_only)
+        return super().zarr_store(read_only=read_only)
+
+
+class _FsspecBackend:
+    def __init__(self, url: str, options: StorageOptions) -> None:
+        self._fs, self._root = fsspec.url_to_fs(url, **options)
+
+    def _path(self, key: str) -> str:
+        return f"{self._root.rstrip('/')}/{key}"
+
+    def get(self, key: str) -> bytes:
+        return bytes(self._fs.cat_file(self._path(key)))
+
+    def get_ranges(self, key: str, starts: Sequence[int], ends: Sequence[int]) -> list[Any]:
+        paths = [self._path(key)] * len(starts)
+        return list(self._fs.cat_ranges(paths, list(starts), list(ends), on_error="raise"))
+
+    def get_tail(self, key: str, n_bytes: int) -> bytes:
+        return bytes(self._fs.cat_file(self._path(key), start=-n_bytes))
+
+    def size(self, key: str) -> int:
+        return int(self._fs.size(self._path(key)))
+
+    def put(self, key: str, data: bytes, *, only_if_absent: bool) -> None:
+        if only_if_absent and self._fs.exists(self._path(key)):
+            raise FileExistsError(key)
+        self._fs.pipe_file(self._path(key), data)
+
+    def delete(self, key: str) -> None:
+        self._fs.rm_file(self._path(key))
+
+    def list(self, prefix: str) -> Iterator[tuple[str, int]]:
+        root = self._path("")
+        found = self._fs.find(self._path(prefix).rstrip("/"), detail=True)
+        for path, info in sorted(found.items()):
+            yield path.removeprefix(root), int(info["size"])
+
+    def zarr_store(self, *, read_only: bool) -> Any:
+        fs = self._fs if self._fs.async_impl else AsyncFileSystemWrapper(self._fs)
+        return zarr.storage.FsspecStore(fs, path=self._root.rstrip("/"), read_only=read_only)
+
+
+class Storage:
+    """Keys and bytes under one URL.
+
+    Pickles as its URL and options, so it can travel to workers; connections are opened once
+    per process and target, and only when first used.
+
+    Parameters
+    ----------
+    url
+        A local path, ``s3://bucket/prefix``, ``https://…`` (reading) or ``memory://…``.
+    storage_options
+        fsspec's names: key, secret, token, profile, anon, endpoint_url, region,
+        requester_pays. Without credentials the usual AWS chain is asked (environment,
+        profiles, SSO, roles).
+
+    Raises
+    ------
+    InvalidInputError
+        If the URL or an option is not understood.
+    """
+
+    def __init__(self, url: str | Path, storage_options: StorageOptions | None = None) -> None:
+        self.url = normalized_url(url)
+        self.options = dict(storage_options or {})
+        if self.url.startswith("s3://"):
+            unknown = sorted(set(self.options) - set(_S3_OPTIONS))
+            if unknown:
+                raise InvalidInputError(
+                    f"unknown storage option {unknown[0]!r}; choose from: {', '.join(_S3_OPTIONS)}"
+                )
+
+    def __repr__(self) -> str:
+        return f"Storage({self.url!r})"
+
+    def __reduce__(self) -> tuple[type[Storage], tuple[str, StorageOptions]]:
+        return Storage, (self.url, self.options)
+
+    @property
+    def _backend(self) -> _Backend:
+        return _open_backend(self.url, json.dumps(self.options, sort_keys=True, default=str))
+
+    def child(self, path: str) -> Storage:
+        """Return the same storage, one prefix deeper."""
+        return Storage(f"{self.url}/{path.strip('/')}", self.options)
+
+    def read(self, key: str) -> bytes:
+        """Whole object at ``key``.
+
+        Raises
+        ------
+        NotFoundError
+            If there is none.
+        StorageError
+            If storage refuses or cannot be reached.
+        """
+        with self._translated(key):
+            return self._backend.get(key)
+
+    def read_ranges(self, key: str, starts: Sequence[int], ends: Sequence[int]) -> list[Any]:
+        """Half-open byte ranges of one object, as buffers; neighbors are joined in one request.
+
+        Raises
+        ------
+        NotFoundError
+            If there is no such object.
+        StorageError
+            If storage refuses, cannot be reached, or the object is shorter.
+        """
+        with self._translated(key):
+            return self._backend.get_ranges(key, starts, ends)
+
+    def read_tail(self, key: str, n_bytes: int) -> bytes:
+        """Last ``n_bytes`` of an object.
+
+        Raises
+        ------
+        NotFoundError
+            If there is no such object.
+        StorageError
+            If storage refuses or cannot be reached.
+        """
+        with self._translated(key):
+            return self._backend.get_tail(key, n_bytes)
+
+    def write(self, key: str, data: bytes) -> None:
+        """Put one object, whole or not at all.
+
+        Raises
+        ------
+        StorageError
+            If storage refuses or cannot be reached.
+        """
+        with self._translated(key):
+            self._backend.put(key, data, only_if_absent=False)
+
+    def write_new(self, key: str, data: bytes) -> bool:
+        """Put one object unless the key is taken; say whether it was put (conditional PUT).
+
+        Raises
+        ------
+        StorageError
+            If storage refuses or cannot be reached.
+        """
+        with self._translated(key):
+            try:
+                self._backend.put(key, data, only_if_absent=True)
+            except (obstore_errors.AlreadyExistsError, FileExistsError):
+                return False
+            return True
+
+    def delete(self, key: str) -> None:
+        """Remove one object; a key that is not there is no error.
+
+        Raises
+        ------
+        StorageError
+            If storage refuses or cannot be reached.
+        """
+        try:
+            with self._translated(key):
+                self._backend.delete(key)
+        except NotFoundError:
+            return
+
+    def exists(self, key: str) -> bool:
+        """Whether there is an object at ``key``.
+
+        Raises
+        ------
+        StorageError
+            If storage refuses or cannot be reached.
+        """
+        try:
+            self.size(key)
+        except NotFoundError:
+            return False
+        return True
+
+    def size(self, key: str) -> int:
+        """Size of an object in bytes.
+
+        Raises
+        ------
+        NotFoundError
+            If there is no such object.
+        StorageError
+            If storage refuses or cannot be reached.
+        """
+        with self._translated(key):
+            return self._backend.size(key)
+
+    def list(self, prefix: str = "") -> list[tuple[str, int]]:
+        """Keys under ``prefix`` and their sizes in bytes, sorted; empty where there are none.
+
+        Raises
+        ------
+        NotFoundError
+            If the bucket does not exist.
+        StorageError
+            If storage refuses or cannot be reached.
+        """
+        with self._translated(prefix):
+            try:
+                return sorted(self._backend.list(prefix))
+            except FileNotFoundError as error:
+                if self.url.startswith("s3://"):
+                    raise
+                del error
+                return []
+
+    def check_bucket(self) -> None:
+        """Return if requests are answered; else say what is wrong, before any work is done.
+
+        Raises
+        ------
+        NotFoundError
+            If the bucket does not exist.
+        StorageError
+            If storage refuses or cannot be reached.
+        """
+        if not self.url.startswith("s3://"):
+            return
+        bucket = self.url.removeprefix("s3://").split("/")[0]
+        root = Storage(f"s3://{bucket}", self.options)
+        with root._translated(""):
+            next(root._backend.list(self.url.removeprefix(f"s3://{bucket}").strip("/")), None)
+
+    def zarr_store(self, *, read_only: bool = True) -> Any:
+        """Return a zarr-python store on this prefix."""
+        return self._backend.zarr_store(read_only=read_only)
+
+    @contextmanager
+    def _translated(self, key: str) -> Iterator[None]:
+        """Turn what clients raise into the errors this package promises."""
+        place = f"{self.url}/{key}" if key else self.url
+        try:
+            yield
+        except (OSError, obstore_errors.BaseError, BotoCoreError) as error:
+            if "NoSuchBucket" in str(error):
+                raise NotFoundError(
+                    f"bucket {self.url.split('/')[2]!r} does not exist at this endpoint; "
+                    f"create it, or check the URL and endpoint_url"
+                ) from None
+            if isinstance(error, FileNotFoundError | obstore_errors.NotFoundError):
+                raise NotFoundError(f"no object at {place}") from None
+            raise StorageError(f"{place}: {_advice(error)}") from None
+
+
+def normalized_url(url: str | Path) -> str:
+    """Turn a path into an absolute one and drop a trailing slash from a URL.
+
+    Raises
+    ------
+    InvalidInputError
+        If the URL names no bucket or is empty.
+
+    Examples
+    --------
+    >>> normalized_url("s3://bucket/cube/")
+    's3://bucket/cube'
+    """
+    text = str(url)
+    if not text:
+        raise InvalidInputError("empty URL; give a path or a URL such as s3://bucket/prefix")
+    if text.startswith("file://"):
+        text = text.removeprefix("file://")
+    if re.match(r"[a-z0-9+.-]+://", text):
+        if text.startswith("s3://") and not text.removeprefix("s3://").strip("/"):
+            raise InvalidInputError(f"{text!r} names no bucket; expected s3://bucket/prefix")
+        scheme, rest = text.split("://", 1)
+        return f"{scheme}://{rest.rstrip('/')}"
+    return str(Path(text).expanduser().absolute())
+
+
+@functools.lru_cache(maxsize=64)
+def _open_backend(url: str, options_json: str) -> _Backend:
+    # One connection pool per process and target: opening an S3 client costs milliseconds and
+    # its connections are worth keeping. Keyed by value, so it carries no state of its own.
+    options = json.loads(options_json)
+    if url.startswith("s3://"):
+        return _ObstoreBackend(_s3_store(url, options))
+    if url.startswith(("http://", "https://")):
+        allow: ClientConfig = {"allow_http": url.startswith("http://")}
+        return _ObstoreBackend(HTTPStore(url, client_options=allow, retry_config=_RETRY))
+    if "://" not in url:
+        return _LocalBackend(url)
+    try:
+        return _FsspecBackend(url, options)
+    except (ValueError, ImportError) as error:
+        raise InvalidInputError(f"cannot open {url!r}: {_first_line(error)}") from None
+
+
+def _s3_store(url: str, options: dict[str, Any]) -> Any:
+    bucket, _, prefix = url.removeprefix("s3://").partition("/")
+    config = {ours: options[name] for name, ours in _S3_OPTIONS.items() if ours and name in options}
+    session = BotocoreSession(profile=options.get("profile"))
+    try:
+        config.setdefault("region", session.get_config_variable("region") or "us-east-1")
+    except ProfileNotFound as error:
+        raise InvalidInputError(f"{error}; name one of your AWS profiles") from None
+    endpoint = config.get("endpoint") or session.get_config_variable("endpoint_url")
+    if endpoint:
+        config["endpoint"] = endpoint
+    provider = None
+    if "access_key_id" not in config and not config.get("skip_signature"):
+        provider = _credential_provider(session)
+    return S3Store(
+        bucket,
+        prefix=prefix or None,
+        credential_provider=provider,
+        client_options={"allow_http": str(endpoint or "").startswith("http://")},
+        retry_config=_RETRY,
+        **config,
+    )
+
+
+def _credential_provider(session: BotocoreSession) -> Callable[[], S3Credential]:
+    """Credentials from botocore's chain, asked again before they expire."""
+    credentials = session.get_credentials()
+    if credentials is None:
+        raise StorageError(
+            "no AWS credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+            "or pass storage_options with key and secret, profile, or anon=True"
+        )
+
+    def provide() -> S3Credential:
+        frozen = credentials.get_frozen_credentials()
+        return {
+            "access_key_id": frozen.access_key,
+            "secret_access_key": frozen.secret_key,
+            "token": frozen.token,
+            "expires_at": datetime.now(UTC) + _CREDENTIALS_LIVE,
+        }
+
+    return provide
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0]
+
+
+def _advice(error: BaseException) -> str:
+    """One line: what storage said, and what to do."""
+    text = _first_line(error)
+    whole = str(error)
+    if isinstance(error, obstore_errors.PermissionDeniedError | PermissionError) or "403" in text:
+        return "access denied; check the credentials and the bucket's policy"
+    if isinstance(error, obstore_errors.UnauthenticatedError) or "401" in text:
+        return "credentials refused; check key and secret, or pass anon=True for a public bucket"
+    if "error sending request" in whole or "Connection refused" in whole:
+        return "the endpoint cannot be reached; check endpoint_url and the network"
+    return text

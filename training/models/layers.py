@@ -1,0 +1,192 @@
+"""Parts the models share: normalization of stored bands, convolution blocks, cheap dropout.
+
+Axes: B row of a batch, C band (or channel inside a network), Y and X pixel, F feature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bigearth_cube.errors import InvalidInputError
+
+BATCH_NORM_EPS = 1e-3
+BATCH_NORM_MOMENTUM = 0.01
+"""The released K-BranchCNN code: epsilon 1e-3, momentum .99 (torch counts the other way)."""
+
+
+class BandNormalize(nn.Module):
+    """Pick bands by name from stored DN and z-score each of them.
+
+    The statistics are buffers, so a checkpoint carries the normalization it was trained with.
+
+    Parameters
+    ----------
+    stored
+        Names along the band axis of what comes in, in order.
+    wanted
+        Names along the band axis of what goes out, in order.
+    statistics
+        Band name to (mean, standard deviation), in DN.
+
+    Raises
+    ------
+    InvalidInputError
+        If a wanted band is not stored or has no statistics.
+
+    Examples
+    --------
+    >>> layer = BandNormalize(("B02", "B03"), ("B03", "B02"), {"B02": (1, 2), "B03": (3, 4)})
+    >>> layer(torch.tensor([[[[5]], [[7]]]], dtype=torch.uint16)).flatten().tolist()
+    [1.0, 2.0]
+    """
+
+    order: Tensor
+    mean_C11: Tensor
+    scale_C11: Tensor
+
+    def __init__(
+        self,
+        stored: Sequence[str],
+        wanted: Sequence[str],
+        statistics: Mapping[str, tuple[float, float]],
+    ) -> None:
+        super().__init__()
+        for band in wanted:
+            if band not in stored:
+                raise InvalidInputError(f"band {band!r} is not stored; found {', '.join(stored)}")
+            if band not in statistics:
+                raise InvalidInputError(f"band {band!r} has no statistics to normalize it with")
+        mean, std = zip(*(statistics[band] for band in wanted), strict=True)
+        self.register_buffer("order", torch.tensor([stored.index(band) for band in wanted]))
+        self.register_buffer("mean_C11", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1))
+        self.register_buffer("scale_C11", 1 / torch.tensor(std, dtype=torch.float32).view(-1, 1, 1))
+
+    def forward(self, dn_BCYX: Tensor) -> Tensor:
+        """Turn DN of any dtype, uint16 as stored too, into float32 z-scores."""
+        x_BCYX = dn_BCYX.to(torch.float32)[:, self.order]
+        return x_BCYX.sub_(self.mean_C11).mul_(self.scale_C11)
+
+
+class _Mask(torch.autograd.Function):
+    """Multiply by a boolean mask and a scale, keeping one byte an element for the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, keep: Tensor, scale: float) -> Tensor:
+        ctx.save_for_backward(keep)
+        ctx.scale = scale
+        return (x * keep).mul_(scale)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
+        (keep,) = ctx.saved_tensors
+        return (grad_outputs[0] * keep).mul_(ctx.scale), None, None
+
+
+class ByteDropout(nn.Module):
+    """Dropout that spends one random byte an element.
+
+    On a CPU ``torch.dropout`` draws one float an element and takes a fifth of a TB-CNN training
+    step; here eight elements share one 64-bit draw, which is twenty times cheaper. A byte has 256
+    values, so the probability is a multiple of 1/256: .25 and .5 are exact.
+
+    Parameters
+    ----------
+    p
+        Probability of zeroing an element; a multiple of 1/256 in [0, 1).
+    generator
+        Source of randomness; torch's default of the input's device where None.
+
+    Raises
+    ------
+    InvalidInputError
+        If ``p`` is out of range or not a multiple of 1/256.
+    """
+
+    def __init__(self, p: float, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        if not 0 <= p < 1 or (p * 256) % 1:
+            raise InvalidInputError(f"dropout of {p}; expected a multiple of 1/256 in [0, 1)")
+        self.p = p
+        self.generator = generator
+
+    def extra_repr(self) -> str:
+        """Show the probability where the module is printed."""
+        return f"p={self.p}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Zero elements and scale the rest by 1 / (1 - p); the identity outside training."""
+        if not self.training or not self.p:
+            return x
+        draws = torch.empty(-(-x.numel() // 8), dtype=torch.int64, device=x.device)
+        draws.random_(-(2**63), None, generator=self.generator)  # all 64 bits; the default is 63
+        bytes_ = draws.view(torch.uint8)[: x.numel()]
+        if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
+            b, c, y, x_ = x.shape  # a mask in the layout of the input: mixed layouts cost 5x
+            bytes_ = bytes_.view(b, y, x_, c).permute(0, 3, 1, 2)
+        else:
+            bytes_ = bytes_.view(x.shape)
+        out: Tensor = _Mask.apply(x, bytes_ >= int(self.p * 256), 1 / (1 - self.p))  # type: ignore[no-untyped-call]
+        return out
+
+
+class ConvBlock(nn.Sequential):
+    """Convolution of the same size, batch norm, ReLU; then max-pool and dropout where asked.
+
+    An even kernel is padded on the right and at the bottom, as TensorFlow's "same" does.
+
+    Parameters
+    ----------
+    in_channels, out_channels, kernel_size
+        Of the convolution, which has a bias and Xavier weights.
+    pool
+        Whether a 2x2 max-pool of stride 2 follows.
+    dropout
+        Probability of the dropout that follows.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        kernel_size: int,
+        pool: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
+        before, after = (kernel_size - 1) // 2, kernel_size // 2
+        conv = nn.Conv2d(
+            in_channels, out_channels, kernel_size, padding=before if before == after else 0
+        )
+        nn.init.xavier_uniform_(conv.weight)
+        nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+        super().__init__(
+            *([] if before == after else [nn.ZeroPad2d((before, after, before, after))]),
+            conv,
+            nn.BatchNorm2d(out_channels, eps=BATCH_NORM_EPS, momentum=BATCH_NORM_MOMENTUM),
+            nn.ReLU(inplace=True),
+            *([nn.MaxPool2d(2)] if pool else []),
+            *([ByteDropout(dropout)] if dropout else []),
+        )
+
+
+class DenseBlock(nn.Sequential):
+    """Fully connected layer with Xavier weights, batch norm and ReLU."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(
+            dense(in_features, out_features),
+            nn.BatchNorm1d(out_features, eps=BATCH_NORM_EPS, momentum=BATCH_NORM_MOMENTUM),
+            nn.ReLU(inplace=True),
+        )
+
+
+def dense(in_features: int, out_features: int) -> nn.Linear:
+    """Fully connected layer with Xavier weights and zero bias."""
+    layer = nn.Linear(in_features, out_features)
+    nn.init.xavier_uniform_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
