@@ -6,16 +6,49 @@ Axes: B row of a batch, C band (or channel inside a network), Y and X pixel, F f
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
 from bigearth_cube.errors import InvalidInputError
 
-BATCH_NORM_EPS = 1e-3
-BATCH_NORM_MOMENTUM = 0.01
+BATCH_NORM_EPS: Final = 1e-3
+BATCH_NORM_MOMENTUM: Final = 0.01
 """The released K-BranchCNN code: epsilon 1e-3, momentum .99 (torch counts the other way)."""
+
+
+class Network(nn.Module):
+    """What training, evaluation and embedding ask of a network.
+
+    Attributes
+    ----------
+    groups
+        Groups of the cube it reads, e.g. ``("s2/r10m", "s2/r20m", "s2/r60m")``.
+    n_features
+        Length of what `features` gives.
+    head
+        From features to logits.
+    """
+
+    groups: tuple[str, ...]
+    n_features: int
+    head: nn.Module
+
+    def features(self, images: Mapping[str, Tensor]) -> Tensor:
+        """Describe each patch by one vector: features_BF.
+
+        Parameters
+        ----------
+        images
+            Group to DN_BCYX as the cube stores them: uint16, bands in the cube's order.
+        """
+        raise NotImplementedError
+
+    def forward(self, images: Mapping[str, Tensor]) -> Tensor:
+        """Score every class: logits_BC of what `features` takes."""
+        logits_BC: Tensor = self.head(self.features(images))
+        return logits_BC
 
 
 class BandNormalize(nn.Module):
@@ -134,7 +167,7 @@ class ByteDropout(nn.Module):
 
 
 class ConvBlock(nn.Sequential):
-    """Convolution of the same size, batch norm, ReLU; then max-pool and dropout where asked.
+    """Convolution of the same size, batch norm, ReLU, and where asked max-pool and dropout.
 
     An even kernel is padded on the right and at the bottom, as TensorFlow's "same" does.
 
@@ -167,8 +200,8 @@ class ConvBlock(nn.Sequential):
             *([] if before == after else [nn.ZeroPad2d((before, after, before, after))]),
             conv,
             nn.BatchNorm2d(out_channels, eps=BATCH_NORM_EPS, momentum=BATCH_NORM_MOMENTUM),
+            *([nn.MaxPool2d(2)] if pool else []),  # max and ReLU commute; ReLU then sees a quarter
             nn.ReLU(inplace=True),
-            *([nn.MaxPool2d(2)] if pool else []),
             *([ByteDropout(dropout)] if dropout else []),
         )
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from bigearth_cube.nomenclature import GROUPS
-from training.models.layers import BandNormalize, ByteDropout, ConvBlock, DenseBlock, dense
+from training.models.layers import BandNormalize, ByteDropout, ConvBlock, DenseBlock, Network, dense
 
 N_FEATURES: Final = 128
 BRANCH_BANDS: Final = {
@@ -72,7 +72,7 @@ class Branch(nn.Sequential):
         )
 
 
-class TBCNN(nn.Module):
+class TBCNN(Network):
     """Three-branch CNN: 16,526,347 trainable parameters with 43 classes, 16,523,251 with 19.
 
     Parameters
@@ -81,47 +81,21 @@ class TBCNN(nn.Module):
         Length of the output.
     statistics
         Band name to (mean, standard deviation) in DN, of the archive it is trained on.
-
-    Attributes
-    ----------
-    groups
-        Groups of the cube it reads.
-    n_features
-        Length of what `features` gives.
     """
 
-    groups: Final = tuple(BRANCH_BANDS)
-    n_features: Final = N_FEATURES
+    groups = tuple(BRANCH_BANDS)
+    n_features = N_FEATURES
 
     def __init__(self, n_classes: int, statistics: Mapping[str, tuple[float, float]]) -> None:
         super().__init__()
         self.branches = nn.ModuleList(Branch(path, statistics) for path in self.groups)
         self.fusion = DenseBlock(len(self.groups) * N_FEATURES, N_FEATURES)
-        self.head = nn.Sequential(
-            ByteDropout(0.25), ByteDropout(0.5), dense(N_FEATURES, n_classes)
-        )
+        self.head = nn.Sequential(ByteDropout(0.25), ByteDropout(0.5), dense(N_FEATURES, n_classes))
 
     def features(self, images: Mapping[str, Tensor]) -> Tensor:
-        """Fuse the branches into one non-negative vector a patch.
-
-        Parameters
-        ----------
-        images
-            Group to DN_BCYX as the cube stores them: bands in the cube's order, uint16.
-
-        Returns
-        -------
-        Tensor
-            Features_BF after ReLU, F = 128: what retrieval compares.
-        """
+        """Fuse the branches: features_BF after ReLU, so never negative; F = 128."""
         branch_BF = [
-            branch(images[path])
-            for path, branch in zip(self.groups, self.branches, strict=True)
+            branch(images[path]) for path, branch in zip(self.groups, self.branches, strict=True)
         ]
         fused_BF: Tensor = self.fusion(torch.cat(branch_BF, dim=1))
         return fused_BF
-
-    def forward(self, images: Mapping[str, Tensor]) -> Tensor:
-        """Score every class: logits_BC of what `features` takes."""
-        logits_BC: Tensor = self.head(self.features(images))
-        return logits_BC
