@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Protocol, runtime_checkable
+from typing import Final, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bigearth_cube.nomenclature import Archive, season_of
+
+Kind = Literal["s2", "s1", "reference"]
+"""What is found and counted: Sentinel-2 patches, Sentinel-1 patches, reference maps."""
+KINDS: Final[tuple[Kind, ...]] = ("s2", "s1", "reference")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +107,15 @@ class Patch:
         float32 (polarization, y, x) in dB, VV then VH; None where the pair is not at hand.
     clc
         uint16 (y, x) CLC level-3 codes; None where there is no reference map.
+    problems
+        The Sentinel-1 patch or reference map that is at hand and cannot be read: ``s1`` or
+        ``clc`` is None then, and the Sentinel-2 pixels are sound all the same.
     """
 
     s2: Mapping[str, NDArray[np.uint16]]
     s1: NDArray[np.float32] | None = None
     clc: NDArray[np.uint16] | None = None
+    problems: tuple[SetAside, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +137,7 @@ class SetAside:
     id: str
     file: str
     reason: str
-    source: str
+    source: Kind
 
 
 @runtime_checkable
@@ -137,8 +145,9 @@ class PatchSource(Protocol):
     """Whatever can name its patches and read one of them can be ingested.
 
     ``records`` may be called more than once and yields the same records in the same order.
-    ``read`` is called in workers, so a source must pickle; it raises MalformedPatchError for a
-    patch that cannot be read.
+    ``read`` is called in workers, so a source must pickle, and small: records travel on their
+    own. Accounts balance for each kind: what is found is a record (or a part of one), an orphan
+    or quarantined; what ``read`` then refuses, the caller counts as quarantined.
     """
 
     @property
@@ -149,7 +158,18 @@ class PatchSource(Protocol):
         """Yield each patch once."""
 
     def read(self, record: PatchRecord) -> Patch:
-        """Read all pixels of ``record``."""
+        """Read all pixels of ``record``.
+
+        A Sentinel-1 patch or reference map that cannot be read stands in ``Patch.problems``.
+
+        Raises
+        ------
+        MalformedPatchError
+            If the Sentinel-2 pixels cannot be read or do not lie where the record says.
+        """
+
+    def found(self) -> Mapping[Kind, int]:
+        """Count what lies in the source, of each kind."""
 
     def orphans(self) -> Sequence[SetAside]:
         """Sentinel-1 patches and reference maps that pair with no record."""

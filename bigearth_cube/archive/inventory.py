@@ -1,0 +1,275 @@
+"""From patch folders and lists to records, and to what becomes none: the accounts balance."""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from bigearth_cube.archive.base import Kind, PatchRecord, SetAside
+from bigearth_cube.archive.grid import Grid, Corner
+from bigearth_cube.archive.listing import Listing, PatchFiles, PatchFolder
+from bigearth_cube.archive.lists import Listed, Lists, missing_v2_list, read_lists
+from bigearth_cube.archive.metadata import (
+    METADATA_TAIL,
+    S2Metadata,
+    parse_s1_metadata,
+    parse_s2_metadata,
+)
+from bigearth_cube.archive.names import check_s1_name, parse_v1_name, parse_v2_name
+from bigearth_cube.archive.pixels import measure_corner, read_file
+from bigearth_cube.errors import InvalidInputError, MalformedPatchError
+from bigearth_cube.nomenclature import (
+    GROUPS,
+    NAMES_19,
+    POLARIZATIONS,
+    S2_BANDS,
+    Archive,
+    check_split,
+)
+
+_S2_FILES = tuple(band.name for band in S2_BANDS)
+_KNOWN_19 = frozenset(NAMES_19)
+
+
+@dataclass
+class Inventory:
+    """What a listing and the lists amount to; every patch folder stands in it once.
+
+    Attributes
+    ----------
+    records
+        Sorted by name; with the Sentinel-1 patches and reference maps that join them.
+    orphans, quarantined
+        Sorted by kind, name and file.
+    absent
+        Names that are listed and not at hand, sorted.
+    """
+
+    records: list[PatchRecord] = field(default_factory=list)
+    orphans: list[SetAside] = field(default_factory=list)
+    quarantined: list[SetAside] = field(default_factory=list)
+    absent: Sequence[str] = ()
+
+
+def take_stock(archive: Archive, listing: Listing, lists: Sequence[str]) -> Inventory:
+    """Make records of a listing.
+
+    Parameters
+    ----------
+    archive
+        Archive of all the patches.
+    listing
+        The folders.
+    lists
+        Paths of the official lists of this archive.
+
+    Raises
+    ------
+    InvalidInputError
+        If a list cannot be read.
+    """
+    stock = Inventory(quarantined=list(listing.set_aside))
+    s2 = _by_name(listing.folders["s2"])
+    s1 = _by_name(listing.folders["s1"])
+    known = read_lists(archive, lists, s2_ids=s2.keys(), s1_ids=s1.keys())
+    stock.absent = known.absent
+    s1_of: dict[str, PatchFolder] = {}
+    for s2_id, radar in _pair_s1(archive, s1, known, stock):
+        if s2_id not in s2:
+            reason = f"its Sentinel-2 patch {s2_id} is not at hand"
+            stock.orphans.append(SetAside(radar.name, radar.path, reason, "s1"))
+        elif (other := _partner(s2_id, s1_of, known)) not in (None, radar.name):
+            reason = f"pairs with {s2_id}, which pairs with {other}"
+            stock.quarantined.append(SetAside(radar.name, radar.path, reason, "s1"))
+        else:
+            s1_of[s2_id] = radar
+    map_of = {}
+    for map_id, folders in _by_name(listing.folders["reference"]).items():
+        chosen = _choose(folders, ("map",), "reference", stock)
+        if chosen is not None and map_id in s2:
+            map_of[map_id] = chosen
+        elif chosen is not None:
+            reason = "no Sentinel-2 patch of this name is at hand"
+            stock.orphans.append(SetAside(map_id, chosen.path, reason, "reference"))
+    make: Callable[..., PatchRecord] = _make_v1 if archive == "v1" else _make_v2
+    grid = Grid()
+    for s2_id in sorted(s2):
+        folder = _choose(s2[s2_id], _S2_FILES, "s2", stock)
+        parts = (s1_of.get(s2_id), map_of.get(s2_id))
+        try:
+            if folder is not None:
+                listed = known.patches.get(s2_id, Listed())
+                stock.records.append(make(folder, *parts, listed, grid))
+                continue
+        except MalformedPatchError as error:
+            stock.quarantined.append(SetAside(s2_id, error.file, error.reason, "s2"))
+        kinds: tuple[Kind, Kind] = ("s1", "reference")
+        for part, kind in zip(parts, kinds, strict=True):
+            if part is not None:
+                reason = f"its Sentinel-2 patch {s2_id} is quarantined"
+                stock.orphans.append(SetAside(part.name, part.path, reason, kind))
+    for aside in (stock.orphans, stock.quarantined):
+        aside.sort(key=lambda s: (s.source, s.id, s.file))
+    return stock
+
+
+def _by_name(folders: Iterable[PatchFolder]) -> dict[str, list[PatchFolder]]:
+    grouped: dict[str, list[PatchFolder]] = defaultdict(list)
+    for folder in folders:
+        grouped[folder.name].append(folder)
+    return grouped
+
+
+def _choose(
+    folders: Sequence[PatchFolder], needed: Sequence[str], kind: Kind, stock: Inventory
+) -> PatchFolder | None:
+    """First folder with all files; the others are quarantined."""
+    chosen = None
+    for folder in folders:
+        missing = [name for name in needed if name not in folder.tails]
+        if not missing and chosen is None:
+            chosen = folder
+            continue
+        reason = f"lacks {', '.join(missing)}" if missing else "the same patch a second time"
+        if chosen is not None:
+            reason += f"; {chosen.path} is kept"
+        stock.quarantined.append(SetAside(folder.name, folder.path, reason, kind))
+    return chosen
+
+
+def _pair_s1(
+    archive: Archive, s1: dict[str, list[PatchFolder]], known: Lists, stock: Inventory
+) -> Iterable[tuple[str, PatchFolder]]:
+    """Yield the name of the Sentinel-2 patch for each Sentinel-1 folder that has one."""
+    for name in sorted(s1):
+        folder = _choose(s1[name], POLARIZATIONS, "s1", stock)
+        if folder is None:
+            continue
+        file = folder.path
+        try:
+            check_s1_name(name)
+            s2_id = known.pairs.get(name)
+            if s2_id is None and archive == "v1":
+                file = folder.file(METADATA_TAIL)
+                s2_id = parse_s1_metadata(read_file(file))
+        except InvalidInputError as error:
+            stock.quarantined.append(SetAside(name, file, str(error), "s1"))
+            continue
+        if s2_id is None:
+            stock.orphans.append(SetAside(name, folder.path, _why_unpaired(known), "s1"))
+        else:
+            yield s2_id, folder
+
+
+def _why_unpaired(known: Lists) -> str:
+    to_add = missing_v2_list(known.names)
+    advice = f"; add {to_add}" if to_add else ""
+    return f"no list says which Sentinel-2 patch it pairs with{advice}"
+
+
+def _partner(s2_id: str, s1_of: dict[str, PatchFolder], known: Lists) -> str | None:
+    """Name of the Sentinel-1 patch that a Sentinel-2 patch has already."""
+    if s2_id in s1_of:
+        return s1_of[s2_id].name
+    listed = known.patches.get(s2_id)
+    return listed.s1_id if listed else None
+
+
+def _make_v1(
+    folder: PatchFolder,
+    s1: PatchFolder | None,
+    reference: PatchFolder | None,
+    listed: Listed,
+    grid: Grid,
+) -> PatchRecord:
+    file = folder.path
+    try:
+        col, row = parse_v1_name(folder.name)
+        s1_id = _s1_id(s1, listed)
+        file = folder.file(METADATA_TAIL)
+        metadata = parse_s2_metadata(read_file(file))
+        corner = grid.corner(metadata.mgrs, col, row, measure=lambda: metadata.corner)
+        _check_corner(metadata, corner)
+    except InvalidInputError as error:
+        raise MalformedPatchError(folder.name, file, str(error)) from None
+    return PatchRecord(
+        folder.name,
+        sys.intern(metadata.tile),
+        metadata.mgrs,
+        col,
+        row,
+        metadata.acquired,
+        *corner,
+        labels=metadata.labels,
+        country=listed.country,
+        split=listed.split,
+        flagged_snow=listed.flagged_snow,
+        flagged_cloud_or_shadow=listed.flagged_cloud_or_shadow,
+        s1_id=s1_id,
+        files=_files(folder, s1, reference),
+    )
+
+
+def _make_v2(
+    folder: PatchFolder,
+    s1: PatchFolder | None,
+    reference: PatchFolder | None,
+    listed: Listed,
+    grid: Grid,
+) -> PatchRecord:
+    group = GROUPS["s2/r10m"]
+    b02 = folder.file(folder.tails["B02"])
+    try:
+        name = parse_v2_name(folder.name)
+        corner = grid.corner(
+            name.mgrs, name.col, name.row, measure=lambda: measure_corner(b02, group)
+        )
+        _check_labels(listed)
+        split = None if listed.split is None else check_split(listed.split)
+        s1_id = _s1_id(s1, listed)
+    except InvalidInputError as error:
+        raise MalformedPatchError(folder.name, folder.path, str(error)) from None
+    return PatchRecord(
+        folder.name,
+        sys.intern(name.tile),
+        name.mgrs,
+        name.col,
+        name.row,
+        name.acquired,
+        *corner,
+        labels=listed.labels,
+        country=listed.country,
+        split=split,
+        flagged_snow=listed.flagged_snow,
+        flagged_cloud_or_shadow=listed.flagged_cloud_or_shadow,
+        s1_id=s1_id,
+        files=_files(folder, s1, reference),
+    )
+
+
+def _check_corner(metadata: S2Metadata, expected: Corner) -> None:
+    if metadata.corner != expected:
+        raise InvalidInputError(
+            f"is off the grid: (EPSG, x, y) is {metadata.corner}, expected {expected} by square "
+            f"{metadata.mgrs} and indices"
+        )
+
+
+def _check_labels(listed: Listed) -> None:
+    unknown = [label for label in listed.labels or () if label not in _KNOWN_19]
+    if unknown:
+        raise InvalidInputError(
+            f"the list gives the unknown label {unknown[0]!r}; expected one of the 19 class names"
+        )
+
+
+def _s1_id(s1: PatchFolder | None, listed: Listed) -> str | None:
+    if s1 is not None:
+        return s1.name
+    return None if listed.s1_id is None else check_s1_name(listed.s1_id)
+
+
+def _files(*folders: PatchFolder | None) -> PatchFiles:
+    return PatchFiles([folder for folder in folders if folder is not None])

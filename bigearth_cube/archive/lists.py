@@ -1,0 +1,268 @@
+"""The official lists: the two Parquet files of v2 and the lists of v1, recognized by name.
+
+Only what concerns the patches at hand becomes Python objects: the lists hold up to 590,326
+names, a folder often a few.
+"""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import os
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from bigearth_cube.archive.names import archive_of
+from bigearth_cube.errors import InvalidInputError
+from bigearth_cube.nomenclature import Archive
+
+_V1_SPLITS: Final = {
+    "train": "train",
+    "val": "validation",
+    "validation": "validation",
+    "test": "test",
+}
+_SNOW, _CLOUD = "patches_with_seasonal_snow", "patches_with_cloud_and_shadow"
+_NO_CLASS, _PAIRS = "patches_with_no_19_class_targets", "s1_s2_name_country_season"
+_V1_LISTS: Final = (*_V1_SPLITS, _SNOW, _CLOUD, _NO_CLASS, _PAIRS)
+_V1_NAME: Final = re.compile(rf"(?:v1_)?({'|'.join(_V1_LISTS)})\.csv(?:\.bz2)?")
+_V2_NAMES: Final = (
+    "metadata.parquet",
+    "metadata_for_patches_with_snow_cloud_or_shadow.parquet",
+)
+_V2_COLUMNS: Final = (
+    "patch_id",
+    "labels",
+    "split",
+    "country",
+    "s1_name",
+    "contains_seasonal_snow",
+    "contains_cloud_or_shadow",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """What the lists say of one patch; None where they say nothing."""
+
+    labels: tuple[str, ...] | None = None
+    split: str | None = None
+    country: str | None = None
+    s1_id: str | None = None
+    flagged_snow: bool | None = None
+    flagged_cloud_or_shadow: bool | None = None
+
+
+@dataclass(frozen=True)
+class Lists:
+    """What the lists say of the patches at hand.
+
+    Attributes
+    ----------
+    names
+        Files that were read, without their folders.
+    patches
+        Name of a Sentinel-2 patch to what is said of it.
+    pairs
+        Name of a Sentinel-1 patch to that of its Sentinel-2 patch.
+    absent
+        Names that are listed and not at hand, sorted.
+    """
+
+    names: tuple[str, ...] = ()
+    patches: Mapping[str, Listed] = field(default_factory=dict)
+    pairs: Mapping[str, str] = field(default_factory=dict)
+    absent: Sequence[str] = ()
+
+
+def archive_of_list(path: str) -> Archive | None:
+    """Archive that the list of this name belongs to, or None if the name is none of a list.
+
+    Examples
+    --------
+    >>> archive_of_list("v1_val.csv.bz2"), archive_of_list("metadata.parquet")
+    ('v1', 'v2')
+    """
+    name = os.path.basename(path)
+    if name in _V2_NAMES:
+        return "v2"
+    return "v1" if _V1_NAME.fullmatch(name) else None
+
+
+def expected_lists() -> str:
+    """Names of the lists, for messages."""
+    return f"{', '.join(_V2_NAMES)}, or train, val, test, {_SNOW}, {_CLOUD}, {_PAIRS} (.csv[.bz2])"
+
+
+def missing_v2_list(names: Collection[str]) -> str | None:
+    """Name of the Parquet file to add to ``names``, or None if both are there."""
+    return next((name for name in _V2_NAMES if name not in names), None)
+
+
+def read_lists(
+    archive: Archive, paths: Sequence[str], *, s2_ids: Collection[str], s1_ids: Collection[str]
+) -> Lists:
+    """Read what the lists of one archive say of the patches at hand.
+
+    Parameters
+    ----------
+    archive
+        Archive the lists belong to.
+    paths
+        The files; what an earlier one says of a patch holds.
+    s2_ids, s1_ids
+        Names of the patches at hand.
+
+    Raises
+    ------
+    InvalidInputError
+        If a file is not what its name promises.
+    """
+    names = tuple(os.path.basename(path) for path in paths)
+    if not paths:
+        return Lists()
+    read = _read_v1 if archive == "v1" else _read_v2
+    patches, pairs, absent = read(paths, s2_ids, s1_ids)
+    return Lists(names, patches, pairs, absent)
+
+
+_Content = tuple[dict[str, Listed], dict[str, str], list[str]]
+
+
+def _read_v2(paths: Sequence[str], s2_ids: Collection[str], s1_ids: Collection[str]) -> _Content:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    wanted_s2 = pa.array(list(s2_ids), pa.string())
+    wanted_s1 = pa.array(list(s1_ids), pa.string())
+    patches: dict[str, Listed] = {}
+    pairs: dict[str, str] = {}
+    absent: set[str] = set()
+    for path in paths:
+        table = _read_parquet(path)
+        at_hand = pc.is_in(table["patch_id"], value_set=wanted_s2)
+        columns = (table.filter(at_hand)[name].to_pylist() for name in _V2_COLUMNS)
+        for patch_id, labels, *facts in zip(*columns, strict=True):
+            names = None if labels is None else tuple(labels)
+            split, country, s1_id, snow, cloud = facts
+            patches.setdefault(patch_id, Listed(names, split, country, s1_id, snow, cloud))
+        paired = table.filter(pc.is_in(table["s1_name"], value_set=wanted_s1))
+        for s1_id, patch_id in zip(
+            paired["s1_name"].to_pylist(), paired["patch_id"].to_pylist(), strict=True
+        ):
+            pairs.setdefault(s1_id, patch_id)
+        absent.update(table.filter(pc.invert(at_hand))["patch_id"].to_pylist())
+    return patches, pairs, sorted(absent)
+
+
+def _read_parquet(path: str) -> Any:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path, columns=list(_V2_COLUMNS))
+    except (pa.ArrowException, OSError) as error:
+        line = str(error).splitlines()[0]
+        raise InvalidInputError(f"{path} cannot be read as Parquet: {line}") from None
+    missing = [name for name in _V2_COLUMNS if name not in table.column_names]
+    if missing:
+        raise InvalidInputError(
+            f"{path} has no column {missing[0]!r}; expected the published columns of v2"
+        )
+    try:
+        return table.cast(_v2_schema())
+    except pa.ArrowException as error:
+        raise InvalidInputError(f"{path} is not the published table of v2: {error}") from None
+
+
+def _v2_schema() -> Any:
+    import pyarrow as pa
+
+    types = {
+        "labels": pa.list_(pa.string()),
+        "contains_seasonal_snow": pa.bool_(),
+        "contains_cloud_or_shadow": pa.bool_(),
+    }
+    return pa.schema([(name, types.get(name, pa.string())) for name in _V2_COLUMNS])
+
+
+def _read_v1(paths: Sequence[str], s2_ids: Collection[str], s1_ids: Collection[str]) -> _Content:
+    wanted_s2, wanted_s1 = set(s2_ids), set(s1_ids)
+    members: dict[str, set[str]] = {}  # list to those of its patches that are at hand
+    countries: dict[str, str] = {}
+    s1_of: dict[str, str] = {}
+    pairs: dict[str, str] = {}
+    listed: set[str] = set()
+    for path in paths:
+        content = _v1_content(path)
+        if content == _PAIRS:
+            for s1_id, s2_id, country in _rows(path):
+                listed.add(s2_id)
+                if s2_id in wanted_s2:
+                    countries.setdefault(s2_id, country)
+                    s1_of.setdefault(s2_id, s1_id)
+                if s1_id in wanted_s1:
+                    pairs.setdefault(s1_id, s2_id)
+        else:
+            ids = set(_ids(path))
+            listed |= ids
+            members.setdefault(_V1_SPLITS.get(content, content), set()).update(ids & wanted_s2)
+    split_of = {s2_id: s for s in _V1_SPLITS.values() for s2_id in members.get(s, ())}
+
+    def flag(s2_id: str, content: str) -> bool | None:
+        return s2_id in members[content] if content in members else None
+
+    patches = {
+        s2_id: Listed(
+            split=split_of.get(s2_id),
+            country=countries.get(s2_id),
+            s1_id=s1_of.get(s2_id),
+            flagged_snow=flag(s2_id, _SNOW),
+            flagged_cloud_or_shadow=flag(s2_id, _CLOUD),
+        )
+        for s2_id in wanted_s2
+    }
+    return patches, pairs, sorted(listed - wanted_s2)
+
+
+def _v1_content(path: str) -> str:
+    match = _V1_NAME.fullmatch(os.path.basename(path))
+    assert match is not None  # archive_of_list has let it pass
+    return match[1]
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+        text = (bz2.decompress(data) if path.endswith(".bz2") else data).decode("utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise InvalidInputError(f"{path} cannot be read: {error}") from None
+    return [line for line in text.splitlines() if line.strip()]
+
+
+def _ids(path: str) -> Iterator[str]:
+    for i, line in enumerate(_lines(path), start=1):
+        patch_id = line.strip().strip('"')
+        if i == 1 and archive_of(patch_id) != "v1":
+            raise InvalidInputError(
+                f"{path} begins with {line[:60]!r}; expected one v1 patch name a line, no heading"
+            )
+        yield patch_id
+
+
+def _rows(path: str) -> Iterator[tuple[str, str, str]]:
+    reader = csv.reader(_lines(path))
+    heading = next(reader, [])
+    wanted = ("s1_name", "s2_name", "country")
+    if not set(wanted) <= set(heading):
+        raise InvalidInputError(
+            f"{path} has the columns {', '.join(heading)}; expected {', '.join(wanted)}"
+        )
+    s1, s2, country = (heading.index(name) for name in wanted)
+    for row in reader:
+        if len(row) != len(heading):
+            raise InvalidInputError(f"{path}: line {reader.line_num} has {len(row)} columns")
+        yield row[s1], row[s2], row[country]
