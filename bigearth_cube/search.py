@@ -1,0 +1,288 @@
+"""Questions to the items table: which rows of the cube, and a frozen answer.
+
+A question is a box or shape, a time, a CQL2 filter, a split, ids, or any of them together. What
+is unknown of an item is not found: a patch without labels does not lack ``Pastures``.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from bigearth_cube.cql import evaluate, parse_filter
+from bigearth_cube.errors import CubeIntegrityError, InvalidInputError
+from bigearth_cube.item_index import (
+    ItemIndex,
+    Mask,
+    When,
+    one_array,
+    parse_bbox,
+    parse_datetime,
+    parse_geometry,
+)
+from bigearth_cube.nomenclature import check_split
+from bigearth_cube.storage import Storage, StorageOptions
+
+_FORMAT: Final = "bigearth_cube selection 1"
+
+
+def search(
+    items: pa.Table | ItemIndex,
+    *,
+    bbox: Sequence[float] | None = None,
+    intersects: Mapping[str, Any] | None = None,
+    datetime: When | None = None,
+    filter: str | Mapping[str, Any] | None = None,
+    split: str | None = None,
+    ids: Iterable[str] | None = None,
+) -> NDArray[np.int64]:
+    """Find the rows of the cube that meet every condition given.
+
+    Parameters
+    ----------
+    items
+        Items table of the cube, or an index of it.
+    bbox
+        West, south, east, north in degrees (six numbers: with heights, which are ignored). A
+        patch is found when its footprint and the box share a point. West greater than east
+        crosses the antimeridian.
+    intersects
+        GeoJSON geometry; instead of ``bbox``.
+    datetime
+        Instant, or interval as STAC writes it: ``"2018-03/2018-05"``, ``"2018-06-01/.."``; or
+        a pair. A year, month or day means the whole of it.
+    filter
+        CQL2, as text or JSON: ``"bec:season" = 'summer' AND a_contains("bec:labels",
+        'Pastures')``.
+    split
+        ``"train"``, ``"validation"`` or ``"test"``.
+    ids
+        Names of patches; those that are not there are not found.
+
+    Returns
+    -------
+    numpy.ndarray
+        int64, sorted: values of ``bec:row``.
+
+    Raises
+    ------
+    InvalidInputError
+        If a condition cannot be understood; the message says where, and the choices.
+    """
+    index = items if isinstance(items, ItemIndex) else ItemIndex(items)
+    if bbox is not None and intersects is not None:
+        raise InvalidInputError("bbox and intersects given together; choose one of them")
+    found = np.ones(len(index), bool)
+    if split is not None:
+        found &= _true(pc.equal(index.column("bec:split"), check_split(split)))
+    if ids is not None:
+        found &= _true(pc.is_in(index.column("id"), pa.array(_id_list(ids), pa.string())))
+    if datetime is not None:
+        start, end = parse_datetime(datetime)
+        when = index.column("datetime").cast(pa.int64()).to_numpy()
+        found &= (when >= start) & (when <= end)
+    if bbox is not None:
+        found &= functools.reduce(
+            np.logical_or, [index.in_box(box, found) for box in parse_bbox(bbox)]
+        )
+    if intersects is not None:
+        found &= index.in_relation("intersects", parse_geometry(intersects, "intersects"), found)
+    if filter is not None:
+        found &= evaluate(parse_filter(filter), index)
+    return np.sort(index.rows[found])
+
+
+def _true(mask: pa.Array) -> Mask:
+    known: Mask = pc.fill_null(mask, False).to_numpy(zero_copy_only=False)
+    return known
+
+
+def _id_list(ids: Iterable[str]) -> list[str]:
+    names = [ids] if isinstance(ids, str) else list(ids)
+    if not all(isinstance(name, str) for name in names):
+        raise InvalidInputError("ids holds something that is no text; expected names of patches")
+    return names
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """Frozen rows of one release of one cube: what a training was given.
+
+    Two selections are equal when their digests are.
+
+    Attributes
+    ----------
+    cube_id, release
+        The cube, and the release its rows were chosen from.
+    rows
+        int64, sorted, read-only: indices along the patch axis.
+    ids
+        Names of the patches, in the order of ``rows``, as an Arrow array of strings.
+    query
+        The question asked, by argument of ``search``; beside the digest, not in it.
+    """
+
+    cube_id: str
+    release: str
+    rows: NDArray[np.int64]
+    ids: pa.Array
+    query: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.rows.flags.writeable = False
+
+    @classmethod
+    def of(
+        cls,
+        items: pa.Table | ItemIndex,
+        rows: NDArray[np.int64],
+        *,
+        cube_id: str,
+        release: str,
+        query: Mapping[str, Any] | None = None,
+    ) -> Selection:
+        """Freeze rows of an items table.
+
+        Parameters
+        ----------
+        items
+            Items table of the release, or an index of it.
+        rows
+            Values of ``bec:row``, in any order, each once.
+        cube_id, release
+            What they are rows of.
+        query
+            The question that gave them; what is None in it is left out.
+
+        Raises
+        ------
+        InvalidInputError
+            If a row is not in the table, or named twice.
+        """
+        index = items if isinstance(items, ItemIndex) else ItemIndex(items)
+        wanted = np.sort(np.asarray(rows, np.int64))
+        if len(wanted) and (np.diff(wanted) == 0).any():
+            raise InvalidInputError("a row is named twice; a selection holds each row once")
+        order = np.argsort(index.rows, kind="stable")
+        places = np.searchsorted(index.rows, wanted, sorter=order)
+        inside = places < len(order)
+        at = order[places[inside]]
+        if not inside.all() or (index.rows[at] != wanted).any():
+            missing = np.setdiff1d(wanted, index.rows)
+            raise InvalidInputError(
+                f"row {missing[0]} is no patch of release {release!r}; "
+                f"expected values of bec:row of its items"
+            )
+        ids = index.column("id").take(pa.array(at))
+        asked = {name: value for name, value in (query or {}).items() if value is not None}
+        return cls(cube_id, release, wanted, ids, asked)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Selection) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256, hexadecimal, of cube id, release and the sorted ids, a line each, in UTF-8.
+
+        Lines end with a line feed, ids are sorted by their bytes. Neither the order of rows nor
+        the query counts, so the same patches of the same release have one digest for ever.
+        """
+        ids = self.ids.take(pc.array_sort_indices(self.ids)).to_pylist()
+        lines = "\n".join([self.cube_id, self.release, *ids, ""])
+        return hashlib.sha256(lines.encode()).hexdigest()
+
+    def save(self, url: str, storage_options: StorageOptions | None = None) -> None:
+        """Write the selection as one parquet file: ``id`` and ``bec:row``.
+
+        Parameters
+        ----------
+        url
+            Path or URL of the file.
+        storage_options
+            As for a cube.
+
+        Raises
+        ------
+        StorageError
+            If storage refuses or cannot be reached.
+        """
+        about = {
+            "format": _FORMAT,
+            "cube_id": self.cube_id,
+            "release": self.release,
+            "digest": self.digest,
+            "query": self.query,
+        }
+        table = pa.table({"id": self.ids, "bec:row": self.rows})
+        table = table.replace_schema_metadata({"bigearth_cube": json.dumps(about, default=str)})
+        sink = io.BytesIO()
+        pq.write_table(table, sink, compression="zstd")
+        folder, name = _split_url(url)
+        Storage(folder, storage_options).write(name, sink.getvalue())
+
+    @classmethod
+    def load(cls, url: str, storage_options: StorageOptions | None = None) -> Selection:
+        """Read a selection and check its digest.
+
+        Parameters
+        ----------
+        url
+            Path or URL of the file.
+        storage_options
+            As for a cube.
+
+        Raises
+        ------
+        NotFoundError
+            If there is no such file.
+        InvalidInputError
+            If the file is no selection.
+        CubeIntegrityError
+            If its patches are not those its digest was made of.
+        StorageError
+            If storage refuses or cannot be reached.
+        """
+        folder, name = _split_url(url)
+        data = Storage(folder, storage_options).read(name)
+        refusal = InvalidInputError(
+            f"{url} is no selection; expected a parquet file that Selection.save wrote"
+        )
+        try:
+            table = pq.read_table(io.BytesIO(data), partitioning=None)
+            about = json.loads((table.schema.metadata or {})[b"bigearth_cube"])
+        except (pa.ArrowInvalid, KeyError, ValueError):
+            raise refusal from None
+        if not isinstance(about, dict) or about.get("format") != _FORMAT:
+            raise refusal
+        rows = np.array(table["bec:row"].to_numpy(), np.int64)
+        ids = one_array(table["id"])
+        selection = cls(about["cube_id"], about["release"], rows, ids, about["query"])
+        if selection.digest != about["digest"]:
+            raise CubeIntegrityError(
+                url, f"its patches give digest {selection.digest}, it states {about['digest']}"
+            )
+        return selection
+
+
+def _split_url(url: str) -> tuple[str, str]:
+    folder, _, name = str(url).rpartition("/")
+    if not name:
+        raise InvalidInputError(f"{url!r} names no file; expected a URL such as run/train.parquet")
+    return folder or ("/" if str(url).startswith("/") else "."), name
