@@ -1,0 +1,85 @@
+"""Configs and recipes: whole, frozen, and refused where they make no sense."""
+
+from dataclasses import FrozenInstanceError
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bigearth_cube.errors import InvalidInputError
+from training.config import Config
+from training.recipes import RECIPES, recipe
+
+
+def test_tb_cnn_has_the_published_settings() -> None:
+    config = recipe("tb-cnn", "label_43")
+    assert (config.batch_size, config.epochs, config.learning_rate, config.seed) == (
+        1000,
+        100,
+        1e-3,
+        42,
+    )
+    assert config.schedule == "constant"
+    assert not config.augment
+    assert not config.tune_threshold
+    assert not config.weight_decay
+
+
+def test_tb_cnn_small_fits_a_small_machine() -> None:
+    assert recipe("tb-cnn-small", "label_19").batch_size <= 64
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_a_config_survives_its_json_and_cannot_be_changed(name: str) -> None:
+    config = recipe(name, "label_19")
+    assert config.recipe == name
+    assert Config.from_json(config.to_json()) == config
+    with pytest.raises(FrozenInstanceError):
+        config.epochs = 3  # type: ignore[misc]
+
+
+@given(st.integers(1, 500), st.sampled_from([0.0, 0.05, 0.5, 1.0]))
+def test_the_learning_rate_is_never_zero_and_never_above_its_peak(n: int, warmup: float) -> None:
+    config = recipe("tb-cnn-small", "label_19", warmup=warmup)
+    rates = [config.learning_rate_at(step, n) for step in range(n)]
+    assert all(0 < rate <= config.learning_rate for rate in rates)
+    n_warm = round(warmup * n)
+    assert rates[:n_warm] == sorted(rates[:n_warm])
+    assert rates[n_warm:] == sorted(rates[n_warm:], reverse=True)
+
+
+@pytest.mark.parametrize("field", ["batch_size", "epochs"])
+def test_a_run_of_zero_steps_is_refused(field: str) -> None:
+    with pytest.raises(InvalidInputError, match="zero steps"):
+        recipe("tb-cnn-small", "label_19", **{field: 0})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("learning_rate", 0.0),
+        ("learning_rate", float("nan")),
+        ("warmup", 1.5),
+        ("schedule", "step"),
+        ("precision", "float16"),
+        ("labels", "label_20"),
+        ("seed", -1),
+    ],
+)
+def test_values_out_of_range_are_refused(field: str, value: object) -> None:
+    values = {"labels": "label_19", field: value}
+    with pytest.raises(InvalidInputError, match=str(value)):
+        recipe("tb-cnn", **values)  # type: ignore[arg-type]
+
+
+def test_an_unknown_recipe_or_field_is_named() -> None:
+    with pytest.raises(InvalidInputError, match="'resnet50'; choose one of: tb-cnn"):
+        recipe("resnet50", "label_19")
+    with pytest.raises(InvalidInputError, match="field 'colour' is unknown"):
+        Config.from_json(recipe("tb-cnn", "label_19").to_json().replace('"seed"', '"colour"'))
+
+
+def test_differences_name_the_field_and_both_values() -> None:
+    one, other = recipe("tb-cnn", "label_19"), recipe("tb-cnn", "label_19", epochs=7)
+    assert one.differences(other) == ["epochs 100 / 7"]
+    assert not one.differences(one)

@@ -1,0 +1,150 @@
+"""Everything that decides what a training gives, in one frozen value.
+
+Two runs of the same config on the same selection, with the same number of threads on a CPU, end
+with the same weights. What does not change the result (engine, device, where the run is written)
+is an argument of ``fit`` instead.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Final, Literal, get_args
+
+from bigearth_cube.errors import InvalidInputError
+from bigearth_cube.nomenclature import NOMENCLATURES
+
+Schedule = Literal["constant", "cosine"]
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One training, completely.
+
+    Attributes
+    ----------
+    recipe
+        Name of the recipe it came from.
+    model
+        Name of the network; key of ``training.models.MODELS``.
+    labels
+        Label array: ``"label_19"`` or ``"label_43"``.
+    batch_size, epochs
+        Patches in a step, passes over the selection; at least 1.
+    learning_rate, weight_decay
+        Of Adam; a weight decay above 0 is decoupled (AdamW).
+    schedule
+        ``"constant"``, or ``"cosine"``: linear warm-up, then down to 0 along a cosine.
+    warmup
+        Share of all steps that warm up, 0 to 1; of ``"cosine"`` only.
+    augment
+        Whether each patch is flipped and rotated at random (the eight symmetries of a square).
+    tune_threshold
+        Whether the threshold is chosen on validation; .5 otherwise.
+    precision
+        ``"auto"`` takes bfloat16 where the device computes in it and float32 elsewhere.
+    channels_last
+        Whether convolutions run with the band axis innermost.
+    seed
+        Of weights, order, dropout and augmentation.
+
+    Raises
+    ------
+    InvalidInputError
+        If a value is out of range.
+    """
+
+    recipe: str
+    model: str
+    labels: str
+    batch_size: int
+    epochs: int
+    learning_rate: float
+    weight_decay: float = 0.0
+    schedule: Schedule = "constant"
+    warmup: float = 0.0
+    augment: bool = False
+    tune_threshold: bool = False
+    precision: Precision = "float32"
+    channels_last: bool = False
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        choices: Final = {
+            "labels": tuple(NOMENCLATURES),
+            "schedule": get_args(Schedule),
+            "precision": get_args(Precision),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise InvalidInputError(
+                    f"unknown {name} {getattr(self, name)!r}; choose one of: {', '.join(allowed)}"
+                )
+        if self.batch_size < 1 or self.epochs < 1:
+            raise InvalidInputError(
+                f"batch size {self.batch_size} and {self.epochs} epochs make a run of zero steps; "
+                f"expected at least 1 of each"
+            )
+        if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
+            raise InvalidInputError(f"learning rate {self.learning_rate}; expected above 0")
+        if not 0 <= self.warmup <= 1 or self.weight_decay < 0 or self.seed < 0:
+            raise InvalidInputError(
+                f"warmup {self.warmup}, weight decay {self.weight_decay}, seed {self.seed}; "
+                f"expected 0 to 1, and neither of the others below 0"
+            )
+
+    def learning_rate_at(self, step: int, n_steps: int) -> float:
+        """Learning rate of a step, counted from 0, of a run of ``n_steps``.
+
+        Never 0 within the run, so that every step learns.
+
+        Examples
+        --------
+        >>> config = Config(
+        ...     recipe="", model="tb-cnn", labels="label_19", batch_size=1, epochs=1,
+        ...     learning_rate=1.0, schedule="cosine", warmup=0.5,
+        ... )
+        >>> [round(config.learning_rate_at(step, 4), 2) for step in range(4)]
+        [0.5, 1.0, 0.85, 0.15]
+        """
+        if self.schedule == "constant":
+            return self.learning_rate
+        n_warm = round(self.warmup * n_steps)
+        if step < n_warm:
+            return self.learning_rate * (step + 1) / n_warm
+        done = (step - n_warm + 0.5) / (n_steps - n_warm)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+
+    def to_json(self) -> str:
+        """Write as one JSON object."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Config:
+        """Read what `to_json` wrote.
+
+        Raises
+        ------
+        InvalidInputError
+            If a field is unknown or missing: another version of the package wrote it.
+        """
+        values: dict[str, Any] = json.loads(text)
+        known = {field.name for field in fields(cls)}
+        odd = sorted(known ^ set(values))
+        if odd:
+            raise InvalidInputError(
+                f"config field {odd[0]!r} is {'missing' if odd[0] in known else 'unknown'}; "
+                f"another version of this package wrote it"
+            )
+        return cls(**values)
+
+    def differences(self, other: Config) -> list[str]:
+        """Name the fields that differ, with both values."""
+        mine, theirs = asdict(self), asdict(other)
+        return [
+            f"{name} {mine[name]!r} / {theirs[name]!r}"
+            for name in mine
+            if mine[name] != theirs[name]
+        ]
