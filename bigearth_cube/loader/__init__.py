@@ -1,0 +1,1 @@
+"""From a selection to batches: plan (which rows), blocks (their bytes), batches."""

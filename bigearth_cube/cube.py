@@ -1,0 +1,568 @@
+"""A cube on storage: open it, look into it, write shards, publish a release, verify.
+
+Reading needs one request until something is asked for. Writing never touches a published
+shard: a release adds rows, and the PUT of the root document makes them visible all at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pyproj
+import xarray as xr
+import zarr
+from numpy.typing import NDArray
+
+from bigearth_cube import layout as layouts
+from bigearth_cube import search as searching
+from bigearth_cube.errors import CubeIntegrityError, InvalidInputError, NotFoundError
+from bigearth_cube.layout import CubeLayout, Documents
+from bigearth_cube.nomenclature import GROUPS, NOMENCLATURES, Archive
+from bigearth_cube.shards import ArrayLayout, array_layout, checksum, encode_shard
+from bigearth_cube.storage import Storage, StorageOptions
+
+ZARR = "cube.zarr"
+ROOT = "zarr.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """One published state of a cube: everything up to its last row.
+
+    Attributes
+    ----------
+    name
+        ``"r1"``, ``"r2"``, … in order.
+    start, stop
+        First row and end of the rows it added, padding included; both on shard boundaries.
+    runs
+        Half-open runs of rows in it that hold a patch; the rest is padding.
+    arrays
+        Pixel groups it filled.
+    tables
+        Its part of the items table, keys below the cube.
+    label_arrays
+        Corrected labels it brought.
+    source
+        What was ingested.
+    created
+        Time of publishing, UTC, ISO 8601.
+    digest
+        SHA-256 over its sorted patch ids.
+    """
+
+    name: str
+    start: int
+    stop: int
+    runs: tuple[tuple[int, int], ...]
+    arrays: tuple[str, ...]
+    tables: tuple[str, ...]
+    source: str
+    created: str
+    digest: str
+    label_arrays: tuple[str, ...] = ()
+
+    @property
+    def n_patches(self) -> int:
+        """Patches it added."""
+        return sum(stop - start for start, stop in self.runs)
+
+    @staticmethod
+    def from_json(document: Mapping[str, Any]) -> Release:
+        """Read a release from the root attributes."""
+        fields = dict(document)
+        fields["runs"] = tuple((start, stop) for start, stop in fields["runs"])
+        for name in ("arrays", "tables", "label_arrays"):
+            fields[name] = tuple(fields[name])
+        return Release(**fields)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """An object as it was written: what verify compares.
+
+    Attributes
+    ----------
+    key
+        Place below the cube.
+    size
+        Bytes.
+    crc32c
+        CRC-32C of all of them.
+    """
+
+    key: str
+    size: int
+    crc32c: int
+
+    @staticmethod
+    def of(key: str, data: bytes) -> StoredObject:
+        """Describe bytes about to be written."""
+        return StoredObject(key, len(data), checksum(data))
+
+
+@dataclass(frozen=True)
+class Cube:
+    """An opened cube, as one release saw it. Make it with ``open_cube``.
+
+    Attributes
+    ----------
+    storage
+        The cube's prefix.
+    attributes
+        Root attributes.
+    documents
+        Metadata of every group and array.
+    release
+        The release it was opened at.
+    releases
+        All releases up to it, oldest first.
+    """
+
+    storage: Storage
+    attributes: Mapping[str, Any] = field(repr=False)
+    documents: Documents = field(repr=False)
+    release: Release
+    releases: tuple[Release, ...] = field(repr=False)
+
+    @property
+    def id(self) -> str:
+        """Name of the cube: its STAC collection."""
+        return str(self.attributes["id"])
+
+    @property
+    def archive(self) -> Archive:
+        """``"v1"`` or ``"v2"``: which nomenclature and statistics are its own."""
+        return self.layout.archive
+
+    @property
+    def url(self) -> str:
+        """Where it lies."""
+        return self.storage.url
+
+    @functools.cached_property
+    def layout(self) -> CubeLayout:
+        """How it is cut into objects."""
+        return CubeLayout.from_json(self.attributes["layout"])
+
+    @property
+    def n_rows(self) -> int:
+        """Length of the patch axis, padding included."""
+        return self.release.stop
+
+    @property
+    def n_patches(self) -> int:
+        """Patches in it."""
+        return sum(r.n_patches for r in self.releases)
+
+    @functools.cached_property
+    def rows(self) -> NDArray[np.int64]:
+        """Rows that hold a patch, increasing."""
+        runs = [np.arange(*run, dtype=np.int64) for r in self.releases for run in r.runs]
+        return np.concatenate(runs) if runs else np.empty(0, np.int64)
+
+    def class_names(self, labels: str = "label_19") -> tuple[str, ...]:
+        """Return class names of a label array, in the order of its columns.
+
+        Raises
+        ------
+        InvalidInputError
+            If the cube has no such labels.
+        """
+        if labels not in self.documents or labels not in NOMENCLATURES:
+            have = [name for name in NOMENCLATURES if name in self.documents]
+            raise InvalidInputError(f"no labels {labels!r} here; choose from: {', '.join(have)}")
+        return NOMENCLATURES[labels]
+
+    def pixel_layout(self, group: str) -> ArrayLayout:
+        """Return how the pixel array of a group is stored.
+
+        Raises
+        ------
+        InvalidInputError
+            If the cube has no such group.
+        """
+        if group not in GROUPS or group not in self.documents:
+            have = [path for path in GROUPS if path in self.documents]
+            raise InvalidInputError(f"no group {group!r} here; choose from: {', '.join(have)}")
+        path = f"{group}/{GROUPS[group].array}"
+        return array_layout(path, self.documents[path])
+
+    def filled(self, group: str) -> list[tuple[int, int]]:
+        """Return half-open runs of rows whose shards of ``group`` were written."""
+        return [(r.start, r.stop) for r in self.releases if group in r.arrays]
+
+    @functools.cached_property
+    def tree(self) -> xr.DataTree:
+        """All groups as an xarray.DataTree, lazily, without padding.
+
+        Every group carries the root's columns (id, labels' presence, place, time, corner) and
+        ``row``, the index in the stored arrays, as coordinates along ``patch``.
+        """
+        store = self.storage.child(ZARR).zarr_store()
+        opened = xr.open_datatree(store, engine="zarr", consolidated=True, chunks={})
+        root = opened.to_dataset(inherit=False)
+        shared = {name: c for name, c in root.coords.items() if c.dims == ("patch",)}
+        shared["row"] = xr.DataArray(np.arange(root.sizes["patch"]), dims="patch")
+        rows = _as_slice(self.rows)
+        nodes: dict[str, xr.Dataset] = {}
+        for node in opened.subtree:
+            dataset = node.to_dataset(inherit=False)
+            if "patch" in dataset.dims:
+                own = {name: c for name, c in shared.items() if name not in dataset.variables}
+                dataset = dataset.assign_coords(own).isel(patch=rows)
+            nodes[node.path] = dataset
+        return xr.DataTree.from_dict(nodes)
+
+    @functools.cached_property
+    def items(self) -> pa.Table:
+        """The items table, a row a patch, with ``bec:row`` as its place in the arrays."""
+        tables = [
+            pq.read_table(io.BytesIO(self.storage.read(key)))
+            for release in self.releases
+            for key in release.tables
+        ]
+        return pa.concat_tables(tables)
+
+    def search(self, **query: Any) -> searching.Selection:
+        """Select patches; see ``bigearth_cube.search.search`` for the query.
+
+        Raises
+        ------
+        InvalidInputError
+            If the query is malformed or names an unknown property.
+        """
+        rows = searching.search(self.items, **query)
+        return searching.Selection.of(
+            self.items, rows, cube_id=self.id, release=self.release.name, query=query
+        )
+
+    def column(self, path: str) -> NDArray[Any]:
+        """Return a whole column, e.g. ``"epsg"`` or ``"s1/r10m/present"``, padding included.
+
+        Raises
+        ------
+        InvalidInputError
+            If the cube has no such array.
+        """
+        if path not in self.documents:
+            raise InvalidInputError(f"no array {path!r} in cube {self.id!r}")
+        return np.asarray(self._zarr[path][: self.n_rows])
+
+    @functools.cached_property
+    def _zarr(self) -> Any:
+        store = self.storage.child(ZARR).zarr_store()
+        return zarr.open_group(store, mode="r", use_consolidated=True)
+
+    def labels(self, name: str, rows: NDArray[np.int64] | None = None) -> NDArray[np.uint8]:
+        """Return the labels of some rows, multi-hot.
+
+        Parameters
+        ----------
+        name
+            ``"label_19"``, or ``"label_43"`` in a v1 cube.
+        rows
+            Row indices; all patches where it is None.
+
+        Returns
+        -------
+        ndarray
+            (n_rows, n_classes) uint8.
+
+        Raises
+        ------
+        InvalidInputError
+            If the cube has no such labels, or some of the rows have none: an unknown label is
+            not "no class".
+        """
+        self.class_names(name)
+        rows = self.rows if rows is None else np.asarray(rows)
+        unknown = int((~self._cached_column("has_labels")[rows]).sum())
+        if unknown:
+            raise InvalidInputError(
+                f"{unknown} of {len(rows)} rows have no labels; leave them out, or ask for "
+                f"labels=None"
+            )
+        return np.asarray(self._cached_column(name)[rows], np.uint8)
+
+    def _cached_column(self, path: str) -> NDArray[Any]:
+        cache: dict[str, NDArray[Any]] = self.__dict__.setdefault("_columns", {})
+        if path not in cache:
+            cache[path] = self.column(path)
+        return cache[path]
+
+    def row_of(self, patch_id: str) -> int:
+        """Return the row of a patch.
+
+        Raises
+        ------
+        NotFoundError
+            If the cube has no such patch.
+        """
+        found = np.flatnonzero(self.items["id"].to_numpy(zero_copy_only=False) == patch_id)
+        if not len(found):
+            raise NotFoundError(f"no patch {patch_id!r} in cube {self.id!r}")
+        return int(self.items["bec:row"][int(found[0])].as_py())
+
+    def patch(self, patch_id: str) -> xr.DataTree:
+        """Return one patch with x, y and CRS on every group, lazily.
+
+        Raises
+        ------
+        NotFoundError
+            If the cube has no such patch.
+        """
+        position = int(np.searchsorted(self.rows, self.row_of(patch_id)))
+        nodes = {}
+        for node in self.tree.subtree:
+            dataset = node.to_dataset(inherit=False)
+            if "patch" in dataset.dims:
+                dataset = dataset.isel(patch=position)
+            if {"y", "x"} <= set(dataset.dims):
+                dataset = _georeferenced(dataset, GROUPS[node.path.strip("/")].resolution_m)
+            nodes[node.path] = dataset
+        return xr.DataTree.from_dict(nodes)
+
+    def write_embeddings(
+        self, model: str, vectors: NDArray[np.float32], attributes: Mapping[str, Any] | None = None
+    ) -> None:
+        """Store a vector for every row as ``embeddings/<model>/vector``, replacing older ones.
+
+        Parameters
+        ----------
+        model
+            Name of the model; letters, digits, ``.``, ``_`` and ``-``.
+        vectors
+            (n_rows, dim) float32, padding rows NaN.
+        attributes
+            Stored on the group, e.g. the checkpoint's digest.
+
+        Raises
+        ------
+        InvalidInputError
+            If the name or the shape is not as described.
+        """
+        if not model or not all(c.isalnum() or c in "._-" for c in model):
+            raise InvalidInputError(f"model name {model!r} has other characters than A-Z 0-9 . _ -")
+        if vectors.ndim != 2 or len(vectors) != self.n_rows:
+            raise InvalidInputError(
+                f"vectors are {vectors.shape}, expected ({self.n_rows}, dim): one for every row"
+            )
+        new = layouts.embedding_documents(model, self.n_rows, vectors.shape[1], attributes or {})
+        writer = CubeWriter(self.storage, self.id, self.layout, {**self.documents, **new})
+        writer.put_documents(new)
+        writer.write_column(f"embeddings/{model}/vector", 0, vectors.astype(np.float32))
+        writer.publish(self.releases)
+
+    def embeddings(self, model: str) -> NDArray[np.float32]:
+        """Return the vectors of every row, (n_rows, dim) float32; NaN where there is none.
+
+        Raises
+        ------
+        NotFoundError
+            If the cube has none of that model.
+        """
+        path = f"embeddings/{model}/vector"
+        if path not in self.documents:
+            have = sorted(
+                p.split("/")[1] for p in self.documents if p.startswith("embeddings/") and "/" in p
+            )
+            raise NotFoundError(
+                f"no embeddings {model!r} in cube {self.id!r}; "
+                f"it has: {', '.join(dict.fromkeys(have)) or 'none'}"
+            )
+        return np.asarray(self.column(path), np.float32)
+
+
+def open_cube(
+    url: str, storage_options: StorageOptions | None = None, *, release: str | None = None
+) -> Cube:
+    """Open a cube with one request; everything else is read when it is asked for.
+
+    Parameters
+    ----------
+    url
+        Prefix of the cube, e.g. ``s3://bucket/bigearthnet-v2``.
+    storage_options
+        fsspec's names; see ``Storage``.
+    release
+        Name of an older release; the newest where it is None.
+
+    Raises
+    ------
+    NotFoundError
+        If there is no cube, or no such release.
+    StorageError
+        If storage refuses or cannot be reached.
+    CubeIntegrityError
+        If the root document cannot be read.
+
+    Examples
+    --------
+    >>> open_cube("memory://nowhere")
+    Traceback (most recent call last):
+    ...
+    bigearth_cube.errors.NotFoundError: no cube at memory://nowhere: ...
+    """
+    storage = Storage(url, storage_options)
+    try:
+        data = storage.read(f"{ZARR}/{ROOT}")
+    except NotFoundError:
+        storage.check_bucket()
+        raise NotFoundError(
+            f"no cube at {storage.url}: expected {ZARR}/{ROOT} below it; "
+            f"check the URL, or make a cube with 'bec ingest'"
+        ) from None
+    try:
+        root = json.loads(data)
+        attributes = root["attributes"]
+        documents = root["consolidated_metadata"]["metadata"]
+        releases = tuple(Release.from_json(r) for r in attributes["releases"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CubeIntegrityError(
+            f"{ZARR}/{ROOT}", f"not the root document of a cube ({error!r})"
+        ) from None
+    names = [r.name for r in releases]
+    if release is not None and release not in names:
+        raise NotFoundError(f"no release {release!r}; the cube has: {', '.join(names)}")
+    last = len(releases) if release is None else names.index(release) + 1
+    return Cube(storage, attributes, documents, releases[last - 1], releases[:last])
+
+
+@dataclass(frozen=True)
+class CubeWriter:
+    """Write one cube, object by object; pickles, so that workers write shards.
+
+    Attributes
+    ----------
+    storage
+        The cube's prefix.
+    cube_id
+        Name of the cube.
+    layout
+        How it is cut into objects.
+    documents
+        Its hierarchy at the length it will be published with.
+    """
+
+    storage: Storage
+    cube_id: str
+    layout: CubeLayout
+    documents: Documents
+
+    def put_documents(self, documents: Documents) -> list[StoredObject]:
+        """Write group and array documents, and the names along their axes."""
+        written = [
+            self._put(f"{path}/{ROOT}", layouts.to_bytes(document))
+            for path, document in documents.items()
+        ]
+        for path, names in layouts.axis_values(documents).items():
+            written += self.write_column(path, 0, np.array(names, dtype=object))
+        return written
+
+    def write_shard(self, group: str, shard: int, block: NDArray[Any]) -> StoredObject:
+        """Encode one shard and put it; see ``encode_shard`` for the block."""
+        path = f"{group}/{GROUPS[group].array}"
+        layout = array_layout(path, self.documents[path])
+        return self._put(layout.key(shard), encode_shard(layout, block))
+
+    def write_column(self, path: str, start: int, values: NDArray[Any]) -> list[StoredObject]:
+        """Write a column from row ``start`` on; older rows keep their values."""
+        store = self.storage.child(ZARR).zarr_store(read_only=False)
+        # Empty chunks are written too, so that a missing one is always an error.
+        array = zarr.open_array(store=store, path=path, mode="r+").with_config(
+            {"write_empty_chunks": True, "order": "C"}
+        )
+        array[start : start + len(values)] = values
+        suffix = "/0" * (array.ndim - 1)
+        first, last = start // array.chunks[0], (start + len(values) - 1) // array.chunks[0]
+        keys = [f"{ZARR}/{path}/c/{chunk}{suffix}" for chunk in range(first, last + 1)]
+        return [StoredObject.of(key, self.storage.read(key)) for key in keys]
+
+    def publish(self, releases: Sequence[Release]) -> StoredObject:
+        """Put the root document: from here on readers see the last of ``releases``."""
+        documents = [asdict(release) for release in releases]
+        attributes = layouts.root_attributes(self.cube_id, self.layout, documents)
+        return self._put(ROOT, layouts.root_document(attributes, self.documents))
+
+    def _put(self, key: str, data: bytes) -> StoredObject:
+        self.storage.write(f"{ZARR}/{key}", data)
+        return StoredObject.of(f"{ZARR}/{key}", data)
+
+    def grown(self, n_rows: int, new_groups: Sequence[str] = ()) -> CubeWriter:
+        """Return the writer of the next release: every array ``n_rows`` long, groups added."""
+        layout = replace(
+            self.layout, groups=tuple(dict.fromkeys((*self.layout.groups, *new_groups)))
+        )
+        documents = layouts.hierarchy(layout, n_rows)
+        return replace(
+            self,
+            layout=layout,
+            documents={**layouts.resized(self.documents, n_rows), **documents},
+        )
+
+
+def release_digest(patch_ids: Sequence[str]) -> str:
+    """SHA-256 over sorted patch ids, one a line."""
+    return hashlib.sha256("\n".join(sorted(patch_ids)).encode()).hexdigest()
+
+
+def runs_of(rows: NDArray[np.int64]) -> tuple[tuple[int, int], ...]:
+    """Return increasing rows as half-open runs.
+
+    Examples
+    --------
+    >>> runs_of(np.array([0, 1, 2, 5]))
+    ((0, 3), (5, 6))
+    """
+    if not len(rows):
+        return ()
+    breaks = np.flatnonzero(np.diff(rows) != 1) + 1
+    starts = [0, *breaks.tolist()]
+    stops = [*breaks.tolist(), len(rows)]
+    return tuple((int(rows[a]), int(rows[b - 1]) + 1) for a, b in zip(starts, stops, strict=True))
+
+
+def verify(storage: Storage, recorded: Sequence[StoredObject]) -> Iterator[CubeIntegrityError]:
+    """Re-read every recorded object and yield what is not as it was written."""
+    for stored in recorded:
+        try:
+            data = storage.read(stored.key)
+        except NotFoundError:
+            yield CubeIntegrityError(stored.key, "object is missing")
+            continue
+        if len(data) != stored.size:
+            yield CubeIntegrityError(
+                stored.key, f"object has {len(data)} bytes, expected {stored.size}"
+            )
+        elif checksum(data) != stored.crc32c:
+            yield CubeIntegrityError(stored.key, "checksum does not match what was written")
+
+
+def _as_slice(rows: NDArray[np.int64]) -> NDArray[np.int64] | slice:
+    runs = runs_of(rows)
+    return slice(*runs[0]) if len(runs) == 1 else rows
+
+
+def _georeferenced(dataset: xr.Dataset, resolution_m: int) -> xr.Dataset:
+    """Add x and y of pixel centers (meters) and the CRS, CF style."""
+    ulx, uly = int(dataset["ulx"]), int(dataset["uly"])
+    x = ulx + resolution_m * (np.arange(dataset.sizes["x"]) + 0.5)
+    y = uly - resolution_m * (np.arange(dataset.sizes["y"]) + 0.5)
+    crs = pyproj.CRS.from_epsg(int(dataset["epsg"]))
+    transform = f"{ulx} {resolution_m} 0 {uly} 0 {-resolution_m}"
+    reference = xr.DataArray(0, attrs={**crs.to_cf(), "GeoTransform": transform})
+    located = dataset.assign_coords(x=x, y=y, spatial_ref=reference)
+    for name in located.data_vars:
+        if {"y", "x"} <= set(located[name].dims):
+            located[name].attrs["grid_mapping"] = "spatial_ref"
+    return located

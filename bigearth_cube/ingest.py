@@ -1,0 +1,747 @@
+"""From an archive to a cube: plan the rows, write shard by shard on Dask, publish.
+
+A task is one shard: no two tasks touch the same object, so nothing is locked but the cube. A
+finished shard leaves its account under ``ingest/``; a run that was killed finds it there and
+goes on. Nothing is visible to readers until the root document is put.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import json
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import distributed
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from bigearth_cube import stac
+from bigearth_cube.archive import PatchRecord, PatchSource, SetAside, open_archive
+from bigearth_cube.archive.base import KINDS, Kind
+from bigearth_cube.cube import (
+    Cube,
+    CubeWriter,
+    Release,
+    StoredObject,
+    open_cube,
+    release_digest,
+    runs_of,
+)
+from bigearth_cube.errors import InvalidInputError, MalformedPatchError, NotFoundError
+from bigearth_cube.layout import LABELS, CubeLayout, hierarchy, shard_rows_for
+from bigearth_cube.nomenclature import (
+    GROUPS,
+    MAP_GROUP,
+    NOMENCLATURES,
+    S1_GROUP,
+    S2_GROUPS,
+    SPLITS,
+    Archive,
+    labels_43_to_19,
+    multi_hot,
+)
+from bigearth_cube.shards import Profile
+from bigearth_cube.storage import Storage, StorageOptions
+
+logger = logging.getLogger(__name__)
+
+LOCK = "ingest/lock.json"
+
+VIEWS: Mapping[Kind, str] = {"s1": S1_GROUP.path, "reference": MAP_GROUP.path}
+"""Kinds of view that join a row, and the group they fill."""
+Progress = Callable[[int, int], None]
+"""Called with the number of patches done and of all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """What became of everything that was found, for one kind of view."""
+
+    found: int
+    ingested: int
+    orphans: int
+    quarantined: int
+
+    @property
+    def balanced(self) -> bool:
+        """Whether nothing was lost."""
+        return self.found == self.ingested + self.orphans + self.quarantined
+
+
+@dataclass(frozen=True, slots=True)
+class IngestReport:
+    """How a run ended.
+
+    Attributes
+    ----------
+    cube_url
+        Where the cube lies.
+    release
+        Name of the release it published, or None where there was nothing new.
+    accounts
+        By kind: ``s2``, ``s1``, ``reference``.
+    n_rows
+        Patches in the cube now.
+    n_absent
+        Patches that the official lists hold and the source lacks.
+    n_unlabeled
+        Patches ingested without labels, because no source says.
+    resumed_shards
+        Shards found finished from an earlier run.
+    quarantined, orphans
+        What was set aside, and why.
+    seconds
+        Wall time.
+    """
+
+    cube_url: str
+    release: str | None
+    accounts: Mapping[Kind, Account]
+    n_rows: int
+    n_absent: int
+    n_unlabeled: int
+    resumed_shards: int
+    quarantined: tuple[SetAside, ...]
+    orphans: tuple[SetAside, ...]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class _ShardAccount:
+    """What one task did: kept under ``ingest/`` and read again by a resumed run."""
+
+    shard: int
+    void: tuple[int, ...]  # rows of the release whose patch could not be read
+    s1: tuple[int, ...]  # rows with a Sentinel-1 view
+    reference: tuple[int, ...]  # rows with a reference map
+    quarantined: tuple[SetAside, ...]
+    orphans: tuple[SetAside, ...]
+    objects: tuple[StoredObject, ...]
+
+    def to_bytes(self) -> bytes:
+        return json.dumps(asdict(self), indent=1).encode()
+
+    @staticmethod
+    def from_bytes(data: bytes) -> _ShardAccount:
+        document = json.loads(data)
+        aside = {
+            name: tuple(SetAside(**entry) for entry in document.pop(name))
+            for name in ("quarantined", "orphans")
+        }
+        objects = tuple(StoredObject(**entry) for entry in document.pop("objects"))
+        return _ShardAccount(
+            shard=document["shard"],
+            void=tuple(document["void"]),
+            s1=tuple(document["s1"]),
+            reference=tuple(document["reference"]),
+            quarantined=aside["quarantined"],
+            orphans=aside["orphans"],
+            objects=objects,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """The rows of one release, decided before any pixel is read."""
+
+    release: str
+    start: int
+    records: tuple[PatchRecord, ...]
+    writer: CubeWriter
+    filled: tuple[str, ...]
+
+    @property
+    def shard_rows(self) -> int:
+        return self.writer.layout.shard_rows
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.writer.layout.padded(len(self.records))
+
+    @property
+    def folder(self) -> str:
+        return f"ingest/{self.release}"
+
+    def shards(self) -> list[int]:
+        return list(range(self.start // self.shard_rows, self.stop // self.shard_rows))
+
+    def records_of(self, shard: int) -> tuple[PatchRecord, ...]:
+        first = shard * self.shard_rows - self.start
+        return self.records[first : first + self.shard_rows]
+
+    def digest(self) -> str:
+        lines = [json.dumps(self.writer.layout.to_json(), sort_keys=True), *self.filled]
+        lines += [f"{r.id} {','.join(sorted(r.files))}" for r in self.records]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def row_order(record: PatchRecord) -> tuple[Any, ...]:
+    """Sort key of rows within a release: a split is contiguous, a chunk is a block of 8 x 8.
+
+    Examples
+    --------
+    Reading one split then reads almost no other rows: measured on the official lists, 1.00
+    rows per row wanted for every split, against 1.5 to 4.5 with the tile first.
+    """
+    split = SPLITS.index(record.split) if record.split in SPLITS else len(SPLITS)
+    block = (record.col // 8, record.row // 8)
+    return (split, record.flagged, record.tile, *block, record.col, record.row, record.id)
+
+
+def ingest(
+    sources: Sequence[str] | PatchSource,
+    cube_url: str,
+    *,
+    storage_options: StorageOptions | None = None,
+    archive: Literal["auto", "v1", "v2"] = "auto",
+    cube_id: str | None = None,
+    profile: Profile = "default",
+    workers: int | None = None,
+    client: distributed.Client | None = None,
+    require_complete: bool = False,
+    break_lock: bool = False,
+    progress: Progress | None = None,
+) -> IngestReport:
+    """Ingest archive folders into a cube; run it again to resume, or to add what is new.
+
+    Parameters
+    ----------
+    sources
+        Folders and metadata files of one archive, or anything with ``records`` and ``read``.
+    cube_url
+        Where the cube lies or will lie.
+    storage_options
+        Of the cube; fsspec's names.
+    archive
+        Layout of the folders; found out by looking where it is ``"auto"``.
+    cube_id
+        Name of a new cube; ``bigearthnet-v1`` or ``bigearthnet-v2`` where it is None.
+    profile
+        Compression of a new cube: ``"default"`` or ``"fast"``.
+    workers
+        Worker processes on this machine; as many as cores where it is None. Ignored with
+        ``client``.
+    client
+        A Dask client to run on.
+    require_complete
+        Refuse a source that lacks patches of its own lists.
+    break_lock
+        Take the cube over from a run that holds it.
+    progress
+        Told after every shard.
+
+    Raises
+    ------
+    InvalidInputError
+        If the source is empty or of another archive than the cube, is not complete though
+        that is required, or another run holds the cube.
+    NotFoundError
+        If the bucket or a folder does not exist.
+    StorageError
+        If storage refuses or cannot be reached.
+    """
+    began = time.monotonic()
+    storage = Storage(cube_url, storage_options)
+    storage.check_bucket()
+    # A sequence of folders is the usual case; anything else reads itself.
+    source: PatchSource = (
+        open_archive(list(sources), archive=archive) if isinstance(sources, Sequence) else sources
+    )
+    records = list(source.records())
+    absent = source.absent()
+    _check_source(source, records, absent, require_complete=require_complete)
+    cube = _existing(storage, source.archive, cube_id)
+    known = set() if cube is None else set(cube.items["id"].to_pylist())
+    unknown = [r for r in records if r.id not in known]
+    unknown, still_bad, bad_views = _set_aside_again(source, cube, unknown)
+    new = sorted(unknown, key=row_order)
+    old = [r for r in records if r.id in known]
+    accounts: list[_ShardAccount] = []
+    resumed = 0
+    release = None
+    if new:
+        with _lock(storage, break_lock=break_lock):
+            plan = _plan(storage, source.archive, cube, new, cube_id=cube_id, profile=profile)
+            done = _begin(storage, plan)
+            resumed = len(done)
+            with _cluster(client, workers, len(plan.shards()) - resumed) as running:
+                accounts = [*done, *_write_shards(source, plan, done, running, progress)]
+            cube = _finish(storage, source, plan, cube, accounts)
+            release = plan.release
+    assert cube is not None
+    quarantined = (*source.quarantined(), *still_bad, *(q for a in accounts for q in a.quarantined))
+    late = _late_views(cube, old)
+    orphans = (*source.orphans(), *late, *bad_views, *(o for a in accounts for o in a.orphans))
+    views = [view for r in old for view in _views(r, "")]
+    ingested = {
+        "s2": len(old) + len(new) - sum(len(a.void) for a in accounts),
+        "s1": sum(len(a.s1) for a in accounts),
+        "reference": sum(len(a.reference) for a in accounts),
+    }
+    for kind in VIEWS:
+        published = sum(v.source == kind for v in views) - sum(v.source == kind for v in late)
+        ingested[kind] += published
+    accounts_by_kind = {
+        kind: Account(
+            found=source.found().get(kind, 0),
+            ingested=ingested[kind],
+            orphans=sum(o.source == kind for o in orphans),
+            quarantined=sum(q.source == kind for q in quarantined),
+        )
+        for kind in KINDS
+    }
+    return IngestReport(
+        cube_url=storage.url,
+        release=release,
+        accounts=accounts_by_kind,
+        n_rows=cube.n_patches,
+        n_absent=len(absent),
+        n_unlabeled=sum(r.labels is None for r in new),
+        resumed_shards=resumed,
+        quarantined=quarantined,
+        orphans=orphans,
+        seconds=time.monotonic() - began,
+    )
+
+
+def _check_source(
+    source: PatchSource,
+    records: Sequence[PatchRecord],
+    absent: Sequence[str],
+    *,
+    require_complete: bool,
+) -> None:
+    if not records:
+        reasons = "; ".join(q.reason for q in list(source.quarantined())[:3])
+        raise InvalidInputError(
+            f"no patch can be read from the source ({reasons or 'it is empty'})"
+        )
+    if require_complete and absent:
+        raise InvalidInputError(
+            f"{len(absent)} patches that the lists hold are absent from the source, "
+            f"first {absent[0]!r}; add them, or leave out --require-complete"
+        )
+
+
+def _existing(storage: Storage, archive: Archive, cube_id: str | None) -> Cube | None:
+    try:
+        cube = open_cube(storage.url, storage.options)
+    except NotFoundError:
+        return None
+    if cube.archive != archive:
+        raise InvalidInputError(
+            f"the cube at {storage.url} holds archive {cube.archive}, the source is {archive}; "
+            f"give another URL"
+        )
+    if cube_id is not None and cube_id != cube.id:
+        raise InvalidInputError(f"the cube at {storage.url} is {cube.id!r}, not {cube_id!r}")
+    return cube
+
+
+def _set_aside_again(
+    source: PatchSource, cube: Cube | None, records: Sequence[PatchRecord]
+) -> tuple[list[PatchRecord], list[SetAside], list[SetAside]]:
+    """Leave out what an earlier run put into quarantine, if it still cannot be read.
+
+    Without this look every later run would publish a release of padding rows for them.
+    """
+    if cube is None or not records:
+        return list(records), [], []
+    aside = {
+        patch_id
+        for release in cube.releases
+        for patch_id in _ids_set_aside(cube.storage, release.name)
+    }
+    readable: list[PatchRecord] = []
+    quarantined: list[SetAside] = []
+    orphans: list[SetAside] = []
+    for record in records:
+        if record.id in aside:
+            try:
+                source.read(record)
+            except MalformedPatchError as error:
+                quarantined.append(SetAside(record.id, error.file, error.reason, "s2"))
+                orphans += _views(record, "its Sentinel-2 patch is in quarantine")
+                continue
+        readable.append(record)
+    return readable, quarantined, orphans
+
+
+def _ids_set_aside(storage: Storage, release: str) -> list[str]:
+    data = storage.read(f"ingest/{release}/quarantine.parquet")
+    return [str(i) for i in pq.read_table(io.BytesIO(data))["id"].to_pylist()]
+
+
+def _plan(
+    storage: Storage,
+    archive: Archive,
+    cube: Cube | None,
+    records: Sequence[PatchRecord],
+    *,
+    cube_id: str | None,
+    profile: Profile,
+) -> _Plan:
+    groups = [g.path for g in S2_GROUPS]
+    groups += [S1_GROUP.path] if any("VV" in r.files or "VH" in r.files for r in records) else []
+    groups += [MAP_GROUP.path] if any("map" in r.files for r in records) else []
+    filled = tuple(groups)
+    if cube is None:
+        layout = CubeLayout(archive, filled, shard_rows_for(len(records)), profile)
+        n_rows = layout.padded(len(records))
+        name = cube_id or f"bigearthnet-{archive}"
+        writer = CubeWriter(storage, name, layout, hierarchy(layout, n_rows))
+        return _Plan("r1", 0, tuple(records), writer, filled)
+    start = cube.n_rows
+    old = CubeWriter(storage, cube.id, cube.layout, cube.documents)
+    writer = old.grown(start + cube.layout.padded(len(records)), filled)
+    return _Plan(f"r{len(cube.releases) + 1}", start, tuple(records), writer, filled)
+
+
+def _begin(storage: Storage, plan: _Plan) -> list[_ShardAccount]:
+    """Record the plan, or find the same plan and what a killed run finished of it."""
+    key = f"{plan.folder}/plan.json"
+    document = {"digest": plan.digest(), "patches": len(plan.records)}
+    if not storage.write_new(key, json.dumps(document).encode()):
+        found = json.loads(storage.read(key))
+        if found != document:
+            raise InvalidInputError(
+                f"an unfinished run of {found['patches']} other patches lies in "
+                f"{storage.url}/{plan.folder}; finish it with the same sources, or remove that "
+                f"folder to give it up"
+            )
+    done = [
+        _ShardAccount.from_bytes(storage.read(key))
+        for key, _ in storage.list(f"{plan.folder}/shards")
+    ]
+    if not done:
+        plan.writer.put_documents(plan.writer.documents)
+    return done
+
+
+def _write_shards(
+    source: PatchSource,
+    plan: _Plan,
+    done: Sequence[_ShardAccount],
+    client: distributed.Client,
+    progress: Progress | None,
+) -> Iterator[_ShardAccount]:
+    finished = {account.shard for account in done}
+    waiting = iter([shard for shard in plan.shards() if shard not in finished])
+    n_done = sum(len(plan.records_of(shard)) for shard in finished)
+    # A window, not the whole list: the records of a shard travel with its task.
+    window = 2 * max(1, len(client.nthreads()))
+    writer = client.scatter(plan.writer, broadcast=True, hash=False)
+    task = functools.partial(_write_shard, source=source, folder=plan.folder)
+
+    def submit(shard: int) -> distributed.Future[Any]:
+        first = shard * plan.shard_rows
+        return client.submit(task, writer, shard, first, plan.records_of(shard), pure=False)
+
+    running = distributed.as_completed(
+        [submit(shard) for shard, _ in zip(waiting, range(window), strict=False)]
+    )
+    for future in running:
+        account = future.result()
+        n_done += len(plan.records_of(account.shard))
+        if progress is not None:
+            progress(n_done, len(plan.records))
+        for shard in waiting:
+            running.add(submit(shard))
+            break
+        yield account
+
+
+def _write_shard(
+    writer: CubeWriter,
+    shard: int,
+    first_row: int,
+    records: Sequence[PatchRecord],
+    *,
+    source: PatchSource,
+    folder: str,
+) -> _ShardAccount:
+    """Read the patches of one shard and write it, all groups; the task that Dask runs."""
+    groups = [GROUPS[path] for path in writer.layout.groups]
+    blocks: dict[str, NDArray[Any]] = {
+        g.path: np.full((writer.layout.shard_rows, *g.patch_shape), g.fill_value, g.dtype)
+        for g in groups
+    }
+    void: list[int] = []
+    present: dict[str, list[int]] = {"s1": [], "reference": []}
+    quarantined: list[SetAside] = []
+    orphans: list[SetAside] = []
+    for position, record in enumerate(records):
+        row = first_row + position
+        try:
+            patch = source.read(record)
+        except MalformedPatchError as error:
+            void.append(row)
+            quarantined.append(SetAside(record.id, error.file, error.reason, "s2"))
+            orphans += _views(record, "its Sentinel-2 patch is in quarantine")
+            continue
+        quarantined += patch.problems
+        for path, pixels in patch.s2.items():
+            blocks[path][position] = pixels
+        if patch.s1 is not None:
+            blocks[S1_GROUP.path][position] = patch.s1
+            present["s1"].append(row)
+        if patch.clc is not None:
+            blocks[MAP_GROUP.path][position] = patch.clc
+            present["reference"].append(row)
+    objects = [writer.write_shard(path, shard, block) for path, block in blocks.items()]
+    account = _ShardAccount(
+        shard=shard,
+        void=tuple(void),
+        s1=tuple(present["s1"]),
+        reference=tuple(present["reference"]),
+        quarantined=tuple(quarantined),
+        orphans=tuple(orphans),
+        objects=tuple(objects),
+    )
+    writer.storage.write(f"{folder}/shards/{shard:06d}.json", account.to_bytes())
+    return account
+
+
+def _views(record: PatchRecord, reason: str) -> list[SetAside]:
+    """List the Sentinel-1 patch and the reference map of a record, with a reason."""
+    views = []
+    if "VV" in record.files or "VH" in record.files:
+        file = record.files.get("VV") or record.files["VH"]
+        views.append(SetAside(record.s1_id or record.id, file, reason, "s1"))
+    if "map" in record.files:
+        views.append(SetAside(record.id, record.files["map"], reason, "reference"))
+    return views
+
+
+def _late_views(cube: Cube, old: Sequence[PatchRecord]) -> list[SetAside]:
+    """Name views of rows that were published without them: kept and counted, not lost."""
+    if not any(set(r.files) & {"VV", "VH", "map"} for r in old):
+        return []
+    rows = dict(zip(cube.items["id"].to_pylist(), cube.items["bec:row"].to_pylist(), strict=True))
+    present = {
+        kind: cube.column(f"{path}/present") if path in cube.documents else None
+        for kind, path in VIEWS.items()
+    }
+    late = []
+    for record in old:
+        for view in _views(record, "its row was published without it"):
+            column = present[view.source]
+            if column is None or not column[rows[record.id]]:
+                late.append(view)
+    return late
+
+
+def _finish(
+    storage: Storage,
+    source: PatchSource,
+    plan: _Plan,
+    before: Cube | None,
+    accounts: Sequence[_ShardAccount],
+) -> Cube:
+    """Write columns, items and documents, then publish."""
+    void = {row for account in accounts for row in account.void}
+    rows = np.array(
+        [plan.start + i for i in range(len(plan.records)) if plan.start + i not in void], np.int64
+    )
+    records = [plan.records[row - plan.start] for row in rows]
+    if not records:
+        raise InvalidInputError(
+            f"all {len(plan.records)} patches are in quarantine; the first: "
+            f"{accounts[0].quarantined[0].reason}"
+        )
+    writer = plan.writer
+    objects = [o for account in accounts for o in account.objects]
+    objects += writer.put_documents(writer.documents)
+    for path, values in _columns(plan, records, rows, accounts).items():
+        objects += writer.write_column(path, plan.start, values)
+
+    def put(key: str, data: bytes) -> str:
+        storage.write(key, data)
+        objects.append(StoredObject.of(key, data))
+        return key
+
+    present = {
+        path: np.isin(rows, [row for a in accounts for row in getattr(a, kind)])
+        for kind, path in VIEWS.items()
+    }
+    table = stac.items_table(
+        records, rows, collection=writer.cube_id, archive=source.archive, present=present
+    )
+    release = Release(
+        name=plan.release,
+        start=plan.start,
+        stop=plan.stop,
+        runs=runs_of(rows),
+        arrays=plan.filled,
+        tables=(put(f"items/{plan.release}-0.parquet", _parquet(table)),),
+        source=source.archive,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        digest=release_digest([r.id for r in records]),
+    )
+    releases = (*(before.releases if before else ()), release)
+    aside = {
+        "quarantine": [*source.quarantined(), *(q for a in accounts for q in a.quarantined)],
+        "orphans": [*source.orphans(), *(o for a in accounts for o in a.orphans)],
+    }
+    for name, entries in aside.items():
+        columns = {
+            key: pa.array([getattr(e, key) for e in entries], pa.string())
+            for key in ("id", "file", "reason", "source")
+        }
+        put(f"{plan.folder}/{name}.parquet", _parquet(pa.table(columns)))
+    table_all = pa.concat_tables([before.items, table]) if before else table
+    _put_descriptions(storage, writer, table_all, releases, put)
+    put_objects = json.dumps([asdict(o) for o in objects], indent=1).encode()
+    storage.write(f"{plan.folder}/objects.json", put_objects)
+    writer.publish(releases)
+    return open_cube(storage.url, storage.options)
+
+
+def _put_descriptions(
+    storage: Storage,
+    writer: CubeWriter,
+    items: pa.Table,
+    releases: Sequence[Release],
+    put: Callable[[str, bytes], str],
+) -> None:
+    tables = [key for release in releases for key in release.tables]
+    collection = stac.collection(
+        writer.cube_id, archive=writer.layout.archive, items=items, tables=tables
+    )
+    put("collection.json", json.dumps(collection, indent=1, ensure_ascii=False).encode())
+    put("intake.yaml", stac.intake_catalog().encode())
+
+
+def _columns(
+    plan: _Plan,
+    records: Sequence[PatchRecord],
+    rows: NDArray[np.int64],
+    accounts: Sequence[_ShardAccount],
+) -> dict[str, NDArray[Any]]:
+    """Return every column of the release, padding rows holding fill values."""
+    n_rows = plan.stop - plan.start
+    at = rows - plan.start
+
+    def column(values: Sequence[Any], dtype: Any, fill: Any = 0) -> NDArray[Any]:
+        full = np.full((n_rows, *np.shape(values)[1:]), fill, dtype)
+        full[at] = values
+        return full
+
+    def seconds(when: datetime | None) -> int:
+        return 0 if when is None else int(when.timestamp())
+
+    columns: dict[str, NDArray[Any]] = {
+        name: column([getattr(r, name) or "" for r in records], object, "")
+        for name in ("id", "tile", "place", "country", "season", "split")
+    }
+    columns["acquired"] = column([seconds(r.acquired) for r in records], np.int64)
+    for name in ("flagged_snow", "flagged_cloud_or_shadow"):
+        columns[name] = column([bool(getattr(r, name)) for r in records], bool)
+    columns["has_labels"] = column([r.labels is not None for r in records], bool)
+    for name in ("epsg", "ulx", "uly"):
+        columns[name] = column([getattr(r, name) for r in records], np.int32)
+    for name in LABELS[plan.writer.layout.archive]:
+        hot = [
+            multi_hot(_labels(r, name, plan.writer.layout.archive), NOMENCLATURES[name])
+            for r in records
+        ]
+        columns[name] = column(hot, np.uint8)
+    for kind, path in VIEWS.items():
+        if path in plan.writer.layout.groups:
+            present = np.zeros(n_rows, bool)
+            have = [row for account in accounts for row in getattr(account, kind)]
+            present[np.array(have, np.int64) - plan.start] = True
+            columns[f"{path}/present"] = present
+    if S1_GROUP.path in plan.writer.layout.groups:
+        columns[f"{S1_GROUP.path}/id"] = column([r.s1_id or "" for r in records], object, "")
+        acquired = [seconds(r.s1_acquired) for r in records]
+        columns[f"{S1_GROUP.path}/acquired"] = column(acquired, np.int64)
+    return columns
+
+
+def _labels(record: PatchRecord, name: str, archive: Archive) -> tuple[str, ...]:
+    labels = record.labels or ()
+    return labels_43_to_19(labels) if archive == "v1" and name == "label_19" else labels
+
+
+def _parquet(table: pa.Table) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd", row_group_size=65_536)
+    return buffer.getvalue()
+
+
+@contextmanager
+def _cluster(
+    client: distributed.Client | None, workers: int | None, n_tasks: int
+) -> Iterator[distributed.Client]:
+    """Run on the given client, or on worker processes of this machine.
+
+    A single worker runs in this process: starting another costs seconds and brings nothing.
+    """
+    if client is not None:
+        yield client
+        return
+    if workers is not None and workers < 1:
+        raise InvalidInputError(f"{workers} workers; expected at least 1")
+    n_workers = max(1, min(workers or os.cpu_count() or 1, n_tasks))
+    with (
+        distributed.LocalCluster(
+            n_workers=n_workers,
+            threads_per_worker=1,
+            processes=n_workers > 1,
+            dashboard_address=None,
+            memory_limit=0,
+        ) as cluster,
+        distributed.Client(cluster) as own,
+    ):
+        yield own
+
+
+@contextmanager
+def _lock(storage: Storage, *, break_lock: bool) -> Iterator[None]:
+    """Hold the cube: two runs at once would write the same rows.
+
+    The owner is another run unless it was on this host and its process is gone.
+    """
+    owner = {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "since": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    data = json.dumps(owner).encode()
+    if not storage.write_new(LOCK, data):
+        held = json.loads(storage.read(LOCK))
+        dead = held["host"] == owner["host"] and not _is_alive(held["pid"])
+        if not (dead or break_lock):
+            raise InvalidInputError(
+                f"the cube is being written by process {held['pid']} on {held['host']} since "
+                f"{held['since']}; wait for it, or pass --break-lock if it is dead"
+            )
+        logger.warning("taking the cube over from process %s on %s", held["pid"], held["host"])
+        storage.write(LOCK, data)
+    try:
+        yield
+    finally:
+        storage.delete(LOCK)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,477 @@
+"""Assemble batches: plan the epoch, keep blocks in flight, gather rows, resume.
+
+Chunks are decoded into slots of one arena a group, and a batch is one gather out of it, so
+memory is the arena's size (pool and prefetch), whatever the size of the archive.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Protocol, Self
+
+import distributed
+import numpy as np
+from numpy.typing import NDArray
+
+from bigearth_cube.cube import ZARR, Cube
+from bigearth_cube.errors import InvalidInputError
+from bigearth_cube.loader.blocks import BlockReader, Counters, PixelSource
+from bigearth_cube.loader.plan import (
+    PADDING,
+    Block,
+    EpochOrder,
+    Last,
+    OrderSpec,
+    Shuffle,
+    blocks_of,
+    epoch_order,
+)
+from bigearth_cube.search import Selection
+
+S2 = ("s2/r10m", "s2/r20m", "s2/r60m")
+BLOCK_CHUNKS = 8
+"""512 patches a task: below that Dask's 1.3-2.4 ms a task begin to count."""
+_PREFETCH_BLOCKS = 2
+_PREFETCH_BATCHES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One batch. Its arrays are reused: copy what must outlive the next batch.
+
+    Attributes
+    ----------
+    images
+        Group to pixels: (B, band, y, x) in the stored dtype, or (B, y, x) for a map.
+    labels
+        (B, n_classes) uint8, or None where none were asked for.
+    rows
+        (B,) int64 rows of the cube; -1 where the batch was padded.
+    """
+
+    images: Mapping[str, NDArray[Any]]
+    labels: NDArray[np.uint8] | None
+    rows: NDArray[np.int64]
+
+
+class BatchLoader:
+    """Batches of a selection, straight from storage, in an order that can be repeated.
+
+    Parameters
+    ----------
+    cube
+        Where the patches are.
+    selection
+        Which patches; every one where it is None.
+    batch_size
+        Rows of a global batch, over all ranks.
+    groups
+        Pixel groups to deliver, e.g. ``"s2/r10m"``.
+    labels
+        ``"label_19"``, ``"label_43"``, or None.
+    seed, shuffle, pool_chunks, last
+        The order; see ``OrderSpec``. Evaluation uses ``shuffle="none"``.
+    rank, world_size
+        Which part of each global batch to deliver; the world size must divide 8.
+    engine
+        ``"threads"`` reads in this process; a Dask client reads on its workers, a block a
+        task. Order and bytes are the same.
+    threads
+        Requests in flight in each process that reads.
+
+    Raises
+    ------
+    InvalidInputError
+        If the selection is of another cube or release, is empty, has rows without the labels
+        asked for, or an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        cube: Cube,
+        selection: Selection | None = None,
+        *,
+        batch_size: int,
+        groups: Sequence[str] = S2,
+        labels: str | None = "label_19",
+        seed: int = 0,
+        shuffle: Shuffle = "pool",
+        pool_chunks: int = 32,
+        last: Last = "short",
+        rank: int = 0,
+        world_size: int = 1,
+        engine: Literal["threads"] | distributed.Client = "threads",
+        threads: int = 8,
+    ) -> None:
+        self.rows = _selected_rows(cube, selection)
+        self.groups = tuple(groups)
+        if not self.groups:
+            raise InvalidInputError("no groups to deliver; name at least one, e.g. 's2/r10m'")
+        self.spec = OrderSpec(
+            batch_size=batch_size,
+            chunk_rows=cube.layout.chunk_rows,
+            seed=seed,
+            shuffle=shuffle,
+            pool_chunks=pool_chunks,
+            last=last,
+        )
+        self.rank, self.world_size = rank, world_size
+        epoch_order(self.rows[:0], self.spec, 0, rank=rank, world_size=world_size)  # refuse early
+        self._reading, self._delivery = Counters(), Counters()
+        self._digest = selection.digest if selection is not None else cube.release.digest
+        self._labels = None if labels is None else cube.labels(labels, self.rows)
+        sources = {
+            group: PixelSource(cube.pixel_layout(group), tuple(cube.filled(group)))
+            for group in self.groups
+        }
+        reader = BlockReader(cube.storage.child(ZARR), sources)
+        self._engine: _Engine = (
+            _ThreadsEngine(reader, threads)
+            if isinstance(engine, str)
+            else _DaskEngine(reader, engine, threads)
+        )
+        self._arena = _Arena(sources, cube.layout.chunk_rows)
+        self._position = (0, 0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    @property
+    def n_batches(self) -> int:
+        """Batches in an epoch."""
+        return self.spec.n_batches(len(self.rows))
+
+    @property
+    def counters(self) -> Counters:
+        """What loading has cost so far, over all epochs."""
+        total = Counters()
+        total.add(self._reading)
+        total.add(self._delivery)
+        return total
+
+    def order(self, epoch: int) -> EpochOrder:
+        """Return the rows this loader delivers in an epoch, without reading any."""
+        return epoch_order(self.rows, self.spec, epoch, rank=self.rank, world_size=self.world_size)
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """Yield the batches of an epoch.
+
+        After ``load_state`` the epoch it names begins at the batch it names.
+
+        Raises
+        ------
+        CubeIntegrityError
+            If stored bytes are damaged or missing.
+        StorageError
+            If storage refuses or cannot be reached.
+        """
+        start = self._position[1] if self._position[0] == epoch else 0
+        order = self.order(epoch)
+        run = _EpochRun(self._engine, self._arena, order, self.spec, start, self._reading)
+        self._position = (epoch, start)
+        try:
+            while True:
+                began = time.perf_counter()
+                gathered = run.next()
+                self._delivery.wait_s += time.perf_counter() - began
+                if gathered is None:
+                    break
+                images, rows = gathered
+                self._position = (epoch, self._position[1] + 1)
+                self._delivery.patches += len(rows)
+                yield Batch(images, self._labels_of(rows), rows)
+            self._position = (epoch + 1, 0)
+        finally:
+            run.stop()
+
+    def state(self) -> dict[str, Any]:
+        """Return what ``load_state`` needs to go on with the batch after the last delivered one."""
+        epoch, batch = self._position
+        return {"epoch": epoch, "batch": batch, "selection": self._digest, **asdict(self.spec)}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on where another loader stopped, of any engine and world size.
+
+        Raises
+        ------
+        InvalidInputError
+            If that loader had another selection or order, so that its place means nothing here.
+        """
+        own = self.state()
+        for name in own.keys() - {"epoch", "batch"}:
+            if state.get(name) != own[name]:
+                raise InvalidInputError(
+                    f"state was saved with {name} {state.get(name)!r}, this loader has "
+                    f"{own[name]!r}; make the loader with the same arguments"
+                )
+        self._position = (int(state["epoch"]), int(state["batch"]))
+
+    def close(self) -> None:
+        """Stop the threads; a closed loader delivers no more."""
+        self._engine.close()
+
+    def _labels_of(self, rows: NDArray[np.int64]) -> NDArray[np.uint8] | None:
+        if self._labels is None:
+            return None
+        labels: NDArray[np.uint8] = self._labels[
+            np.searchsorted(self.rows, np.maximum(rows, self.rows[0]))
+        ]
+        labels[rows == PADDING] = 0
+        return labels
+
+
+def _selected_rows(cube: Cube, selection: Selection | None) -> NDArray[np.int64]:
+    if selection is None:
+        return cube.rows
+    if (selection.cube_id, selection.release) != (cube.id, cube.release.name):
+        raise InvalidInputError(
+            f"the selection is of cube {selection.cube_id!r}, release {selection.release!r}; "
+            f"this is {cube.id!r}, {cube.release.name!r}: open that one, or search again"
+        )
+    if not len(selection.rows):
+        raise InvalidInputError("the selection is empty; widen the query")
+    return np.asarray(selection.rows, np.int64)
+
+
+class _Arena:
+    """Slots for decoded chunks, one buffer a group, kept from epoch to epoch."""
+
+    def __init__(self, sources: Mapping[str, PixelSource], chunk_rows: int) -> None:
+        self.chunk_rows = chunk_rows
+        self._layouts = {group: source.layout for group, source in sources.items()}
+        self._buffers: dict[str, NDArray[Any]] = {}
+        self.n_slots = 0
+
+    def reserve(self, n_slots: int) -> None:
+        if n_slots <= self.n_slots:
+            return
+        self.n_slots = n_slots
+        n_rows = n_slots * self.chunk_rows
+        self._buffers = {
+            group: np.empty((n_rows, *layout.patch_shape), layout.dtype)
+            for group, layout in self._layouts.items()
+        }
+
+    def slot(self, group: str, slot: int) -> NDArray[Any]:
+        return self._buffers[group][slot * self.chunk_rows : (slot + 1) * self.chunk_rows]
+
+    def empty_batch(self, n_rows: int) -> dict[str, NDArray[Any]]:
+        return {
+            group: np.empty((n_rows, *layout.patch_shape), layout.dtype)
+            for group, layout in self._layouts.items()
+        }
+
+    def gather(self, at: NDArray[np.int64], out: Mapping[str, NDArray[Any]]) -> None:
+        for group, target in out.items():
+            # mode="clip" lets numpy write into `out` without a copy; indices are in range.
+            np.take(self._buffers[group], at, axis=0, out=target, mode="clip")
+
+
+Place = Mapping[int, int]
+"""Chunk to the slot it goes to."""
+
+
+class _Engine(Protocol):
+    def submit(self, place: Place, arena: _Arena) -> list[Future[Counters]]: ...
+    def close(self) -> None: ...
+
+
+class _ThreadsEngine:
+    """Fetch and decode in threads of this process, straight into the arena."""
+
+    def __init__(self, reader: BlockReader, threads: int) -> None:
+        self._reader = reader
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="bec-read")
+
+    def submit(self, place: Place, arena: _Arena) -> list[Future[Counters]]:
+        futures = []
+        for group in self._reader.sources:
+            for read in self._reader.reads(group, place):
+                outs = [arena.slot(group, place[chunk]) for chunk in read.chunks]
+                futures.append(self._threads.submit(self._reader.fetch, read, outs))
+        return futures
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+
+class _DaskEngine:
+    """Fetch and decode on Dask workers, a block a task, then copy into the arena.
+
+    A worker that dies costs the blocks it was reading: the scheduler runs them elsewhere.
+    """
+
+    def __init__(self, reader: BlockReader, client: distributed.Client, threads: int) -> None:
+        self._client = client
+        self._n_threads = threads
+        # Stays on each worker, with the shard indices it has read.
+        self._reader = client.scatter(reader, broadcast=True, hash=False)
+        self._threads = ThreadPoolExecutor(4, thread_name_prefix="bec-collect")
+
+    def submit(self, place: Place, arena: _Arena) -> list[Future[Counters]]:
+        chunks = sorted(place)
+        task = self._client.submit(
+            read_block, self._reader, chunks, threads=self._n_threads, pure=False
+        )
+        return [self._threads.submit(self._collect, task, chunks, place, arena)]
+
+    def _collect(
+        self, task: distributed.Future[Any], chunks: Sequence[int], place: Place, arena: _Arena
+    ) -> Counters:
+        blocks: dict[str, NDArray[Any]]
+        counters: Counters
+        blocks, counters = task.result()
+        for group, block in blocks.items():
+            for chunk, pixels in zip(chunks, block, strict=True):
+                arena.slot(group, place[chunk])[...] = pixels
+        return counters
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        self._reader.release()
+
+
+def read_block(
+    reader: BlockReader, chunks: Sequence[int], *, threads: int
+) -> tuple[dict[str, NDArray[Any]], Counters]:
+    r"""Read some chunks of every group; the task that a Dask worker runs.
+
+    Returns
+    -------
+    tuple
+        Group to (n_chunks, chunk_rows, \*patch_shape), and what it cost.
+    """
+    blocks: dict[str, NDArray[Any]] = {}
+    counters = Counters()
+    with ThreadPoolExecutor(threads) as pool:
+        futures = []
+        for group, source in reader.sources.items():
+            layout = source.layout
+            shape = (len(chunks), layout.chunk_rows, *layout.patch_shape)
+            block = blocks[group] = np.empty(shape, layout.dtype)
+            at = {chunk: i for i, chunk in enumerate(chunks)}
+            futures += [
+                pool.submit(reader.fetch, read, [block[at[chunk]] for chunk in read.chunks])
+                for read in reader.reads(group, chunks)
+            ]
+        for future in futures:
+            counters.add(future.result())
+    return blocks, counters
+
+
+class _EpochRun:
+    """One pass over an epoch: a thread that keeps blocks in flight and batches in a queue."""
+
+    def __init__(
+        self,
+        engine: _Engine,
+        arena: _Arena,
+        order: EpochOrder,
+        spec: OrderSpec,
+        start: int,
+        counters: Counters,
+    ) -> None:
+        self._engine = engine
+        self._counters = counters
+        self._arena = arena
+        self._order = order
+        self._chunk_rows = spec.chunk_rows
+        self._start = start
+        self._blocks = blocks_of(order, spec.chunk_rows, BLOCK_CHUNKS, start)
+        arena.reserve(_slots_needed(self._blocks))
+        largest = int(np.diff(order.offsets).max(initial=0))
+        # One with the caller, one being gathered, the rest in the queue.
+        self._buffers = [arena.empty_batch(largest) for _ in range(_PREFETCH_BATCHES + 2)]
+        self._queue: queue.Queue[Any] = queue.Queue(_PREFETCH_BATCHES)
+        self._stopped = threading.Event()
+        self._in_flight: deque[tuple[Block, list[Future[Counters]]]] = deque()
+        self._thread = threading.Thread(target=self._run, name="bec-assemble", daemon=True)
+        self._thread.start()
+
+    def next(self) -> tuple[dict[str, NDArray[Any]], NDArray[np.int64]] | None:
+        """Return the next batch, or None at the end; raise what the threads raised."""
+        item = self._queue.get()
+        if isinstance(item, BaseException):
+            raise item
+        return item  # type: ignore[no-any-return]
+
+    def stop(self) -> None:
+        """End the thread; safe to call at any point."""
+        self._stopped.set()
+        while self._thread.is_alive():
+            try:
+                self._queue.get_nowait()
+            except queue.Empty:
+                self._thread.join(0.01)
+
+    def _run(self) -> None:
+        try:
+            for item in self._batches():
+                self._queue.put(item)
+                if self._stopped.is_set():
+                    return
+            self._queue.put(None)
+        except BaseException as error:  # noqa: BLE001  # handed to the caller, who raises it
+            self._queue.put(error)
+        finally:
+            self._wait_for_all()
+
+    def _batches(self) -> Iterator[tuple[dict[str, NDArray[Any]], NDArray[np.int64]]]:
+        free = list(range(self._arena.n_slots))
+        slots = np.zeros(1 + max((max(b.chunks) for b in self._blocks), default=0), np.int64)
+        waiting = deque(self._blocks)
+        expiring: dict[int, list[int]] = {}
+        for index in range(self._start, self._order.n_batches):
+            while waiting and len(free) >= len(waiting[0].chunks):
+                block = waiting.popleft()
+                place = {chunk: free.pop() for chunk in block.chunks}
+                slots[list(place)] = list(place.values())
+                for chunk, last in zip(block.chunks, block.last_batch, strict=True):
+                    expiring.setdefault(last, []).append(chunk)
+                self._in_flight.append((block, self._engine.submit(place, self._arena)))
+            while self._in_flight and self._in_flight[0][0].first_batch <= index:
+                self._collect_first()
+            rows = self._order.batch(index)
+            out = {g: b[: len(rows)] for g, b in self._buffers[index % len(self._buffers)].items()}
+            at = slots[rows // self._chunk_rows] * self._chunk_rows + rows % self._chunk_rows
+            padded = rows == PADDING
+            at[padded] = 0
+            self._arena.gather(at, out)
+            if padded.any():
+                for pixels in out.values():
+                    pixels[padded] = 0
+            free += [int(slots[chunk]) for chunk in expiring.pop(index, ())]
+            yield out, rows
+
+    def _collect_first(self) -> None:
+        _, futures = self._in_flight.popleft()
+        for future in futures:
+            self._counters.add(future.result())
+
+    def _wait_for_all(self) -> None:
+        # Threads still write into the arena; the next epoch must not find them there.
+        for _, futures in self._in_flight:
+            for future in futures:
+                if not future.cancel():
+                    future.exception()
+
+
+def _slots_needed(blocks: Sequence[Block]) -> int:
+    """Chunks that must be held at once, plus what is fetched ahead."""
+    last = np.array([b for block in blocks for b in block.last_batch], np.int64)
+    ends = np.cumsum([len(block.chunks) for block in blocks])
+    live = [
+        int((last[:end] >= block.first_batch).sum())
+        for block, end in zip(blocks, ends, strict=True)
+    ]
+    ahead = _PREFETCH_BLOCKS * BLOCK_CHUNKS
+    return min(max(live, default=0) + ahead, len(last))
