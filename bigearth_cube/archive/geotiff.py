@@ -109,30 +109,33 @@ def _read_plain(
     found = np.dtype(f"{order}{kind}{bits // 8}")
     size = (_one(data, order, tags, _HEIGHT), _one(data, order, tags, _WIDTH))
     _check_form(size, _one(data, order, tags, _SAMPLES, 1), found.newbyteorder("="), shape, dtype)
-    georeference = _georeference(data, order, tags)
+    return _pixels(data, order, tags, shape, found), _georeference(data, order, tags)
+
+
+def _pixels(
+    data: bytes, order: str, tags: Directory, shape: tuple[int, int], dtype: np.dtype[Any]
+) -> NDArray[Any]:
     compression = _one(data, order, tags, _COMPRESSION, 1)
     predictor = _one(data, order, tags, _PREDICTOR, 1)
     offsets = _values(data, order, tags, _STRIP_OFFSETS)
     counts = _values(data, order, tags, _STRIP_BYTES)
-    n_bytes = shape[0] * shape[1] * dtype.itemsize
+    n_values = shape[0] * shape[1]
+    n_bytes = n_values * dtype.itemsize
     if len(offsets) != len(counts) or 0 in counts:
         raise _NotPlainError
     if compression == _UNCOMPRESSED:
         if sum(counts) != n_bytes or not _lie_end_to_end(offsets, counts):
             raise _NotPlainError
-        if offsets[0] + n_bytes > len(data):
-            raise InvalidInputError(
-                f"is truncated: {len(data)} bytes, expected {offsets[0] + n_bytes}"
-            )
-        return np.frombuffer(data, found, shape[0] * shape[1], offsets[0]).reshape(
-            shape
-        ), georeference
-    if compression in _DEFLATE and (predictor == 1 or (predictor == 2 and kind != "f")):
-        raw = _inflate(data, offsets, counts, n_bytes)
-        pixels: NDArray[Any] = np.frombuffer(raw, found).reshape(shape)
+        end = offsets[0] + n_bytes
+        if end > len(data):
+            raise InvalidInputError(f"is truncated: {len(data)} bytes, expected {end}")
+        return np.frombuffer(data, dtype, n_values, offsets[0]).reshape(shape)
+    if compression in _DEFLATE and (predictor == 1 or (predictor == 2 and dtype.kind != "f")):
+        strips = _inflate(data, offsets, counts, n_bytes)
+        pixels: NDArray[Any] = np.frombuffer(strips, dtype).reshape(shape)
         if predictor == 2:  # each value is stored as its difference from the one to its left
-            pixels = np.cumsum(pixels, axis=1, dtype=dtype)
-        return pixels, georeference
+            pixels = np.cumsum(pixels, axis=1, dtype=dtype.newbyteorder("="))
+        return pixels
     raise _NotPlainError
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from bigearth_cube.archive.base import Kind, PatchRecord, SetAside
-from bigearth_cube.archive.grid import Grid, Corner
+from bigearth_cube.archive.grid import Corner, Grid
 from bigearth_cube.archive.listing import Listing, PatchFiles, PatchFolder
 from bigearth_cube.archive.lists import Listed, Lists, missing_v2_list, read_lists
 from bigearth_cube.archive.metadata import (
@@ -78,10 +78,10 @@ def take_stock(archive: Archive, listing: Listing, lists: Sequence[str]) -> Inve
     s1_of: dict[str, PatchFolder] = {}
     for s2_id, radar in _pair_s1(archive, s1, known, stock):
         if s2_id not in s2:
-            reason = f"its Sentinel-2 patch {s2_id} is not at hand"
+            reason = f"its Sentinel-2 patch {s2_id!r:.60} is not at hand"
             stock.orphans.append(SetAside(radar.name, radar.path, reason, "s1"))
         elif (other := _partner(s2_id, s1_of, known)) not in (None, radar.name):
-            reason = f"pairs with {s2_id}, which pairs with {other}"
+            reason = f"pairs with {s2_id}, which pairs with {other} already"
             stock.quarantined.append(SetAside(radar.name, radar.path, reason, "s1"))
         else:
             s1_of[s2_id] = radar

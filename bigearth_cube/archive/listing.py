@@ -178,6 +178,8 @@ class Listing:
 
     def _set_aside(self, parent: str, name: str, reason: str, kind: Kind) -> None:
         self.found[kind] += 1
+        # A name may hold bytes that are no UTF-8; what is set aside is written down as text.
+        name, parent = (os.fsencode(x).decode(errors="backslashreplace") for x in (name, parent))
         self.set_aside.append(SetAside(name, f"{parent}/{name}", reason, kind))
 
     def _tails(self, name: str, files: Sequence[str]) -> dict[Kind, dict[str, str]]:

@@ -162,19 +162,16 @@ def _read_parquet(path: str) -> Any:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(path, columns=list(_V2_COLUMNS))
+        names = pq.read_schema(path).names
+        missing = [name for name in _V2_COLUMNS if name not in names]
+        if missing:
+            raise InvalidInputError(
+                f"{path} has no column {missing[0]!r}; expected the published columns of v2"
+            )
+        return pq.read_table(path, columns=list(_V2_COLUMNS)).cast(_v2_schema())
     except (pa.ArrowException, OSError) as error:
         line = str(error).splitlines()[0]
-        raise InvalidInputError(f"{path} cannot be read as Parquet: {line}") from None
-    missing = [name for name in _V2_COLUMNS if name not in table.column_names]
-    if missing:
-        raise InvalidInputError(
-            f"{path} has no column {missing[0]!r}; expected the published columns of v2"
-        )
-    try:
-        return table.cast(_v2_schema())
-    except pa.ArrowException as error:
-        raise InvalidInputError(f"{path} is not the published table of v2: {error}") from None
+        raise InvalidInputError(f"{path} cannot be read as a table of v2: {line}") from None
 
 
 def _v2_schema() -> Any:

@@ -16,6 +16,7 @@ from bigearth_cube.nomenclature import NAMES_43, PATCH_M
 METADATA_TAIL: Final = "labels_metadata.json"
 _KNOWN_LABELS: Final = frozenset(NAMES_43)
 T = TypeVar("T")
+_MAX_M: Final = 20_000_000  # no UTM coordinate is larger
 _EPSG: Final = re.compile(r'AUTHORITY\["EPSG","(\d+)"\]\]$')
 
 
@@ -55,9 +56,11 @@ def parse_s2_metadata(data: bytes) -> S2Metadata:
     """
     fields = _parse(data)
     labels = _get(fields, "labels", list)
-    unknown = [label for label in labels if label not in _KNOWN_LABELS]
+    unknown = [x for x in labels if not isinstance(x, str) or x not in _KNOWN_LABELS]
     if unknown:
-        raise InvalidInputError(f"unknown label {unknown[0]!r}; expected one of the 43 CLC names")
+        raise InvalidInputError(
+            f"unknown label {unknown[0]!r:.60}; expected one of the 43 CLC names"
+        )
     tile_source = _get(fields, "tile_source", str)
     return S2Metadata(
         labels=tuple(labels),
@@ -92,7 +95,7 @@ def _parse(data: bytes) -> dict[str, Any]:
 def _get(fields: dict[str, Any], name: str, kind: type[T]) -> T:
     value = fields.get(name)
     if not isinstance(value, kind):
-        found = "is missing" if value is None else f"is {value!r}"
+        found = "is missing" if value is None else f"is {value!r:.60}"
         raise InvalidInputError(f"{name} {found}, expected a {kind.__name__}")
     return value
 
@@ -101,7 +104,7 @@ def _time(text: str) -> datetime:
     try:
         return datetime.fromisoformat(text).replace(tzinfo=UTC)
     except ValueError:
-        raise InvalidInputError(f"acquisition_date {text!r} is no time") from None
+        raise InvalidInputError(f"acquisition_date {text!r:.60} is no time") from None
 
 
 def _corner(coordinates: dict[str, Any], projection: str) -> Corner:
@@ -118,6 +121,7 @@ def _corner(coordinates: dict[str, Any], projection: str) -> Corner:
 
 def _meters(coordinates: dict[str, Any], name: str) -> int:
     value = coordinates.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
-        raise InvalidInputError(f"coordinate {name} is {value!r}, expected whole meters")
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value is None or not is_number or not abs(value) < _MAX_M or value != int(value):
+        raise InvalidInputError(f"coordinate {name} is {value!r:.40}, expected whole meters")
     return int(value)

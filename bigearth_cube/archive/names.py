@@ -149,7 +149,7 @@ def mgrs_of_product(tile_source: str) -> str:
     """
     match = _TILE_SOURCE.fullmatch(tile_source)
     if match is None:
-        raise InvalidInputError(f"tile_source {tile_source!r} names no MGRS square")
+        raise InvalidInputError(f"tile_source {tile_source!r:.90} names no MGRS square")
     return match["mgrs"]
 
 
