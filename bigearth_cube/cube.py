@@ -10,12 +10,14 @@ import functools
 import hashlib
 import io
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet as pq
 import pyproj
 import xarray as xr
@@ -26,12 +28,21 @@ from bigearth_cube import layout as layouts
 from bigearth_cube import search as searching
 from bigearth_cube.errors import CubeIntegrityError, InvalidInputError, NotFoundError
 from bigearth_cube.layout import CubeLayout, Documents
-from bigearth_cube.nomenclature import GROUPS, NOMENCLATURES, Archive
+from bigearth_cube.nomenclature import (
+    COUNTRIES,
+    GROUPS,
+    NAMES_19,
+    NOMENCLATURES,
+    SEASONS,
+    SPLITS,
+    Archive,
+)
 from bigearth_cube.shards import ArrayLayout, array_layout, checksum, encode_shard
 from bigearth_cube.storage import Storage, StorageOptions
 
 ZARR = "cube.zarr"
 ROOT = "zarr.json"
+ROOT_RECORD = "ingest/root.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,6 +343,60 @@ class Cube:
             nodes[node.path] = dataset
         return xr.DataTree.from_dict(nodes)
 
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Count patches by split, season, country, flag and 19-class label, in published order.
+
+        ``"unknown"`` counts the patches of which no source says.
+        """
+        items = self.items
+        counts: dict[str, dict[str, int]] = {}
+        for title, names in (("split", SPLITS), ("season", SEASONS), ("country", COUNTRIES)):
+            counts[title] = _tally(items[f"bec:{title}"].to_pylist(), names)
+        flags = {"snow": "bec:snow", "cloud or shadow": "bec:cloud_or_shadow"}
+        counts["flag"] = {
+            name: int(pa.compute.sum(items[column]).as_py() or 0) for name, column in flags.items()
+        }
+        labels = items["bec:labels"].combine_chunks()
+        counts["label"] = _tally(labels.flatten().to_pylist(), NAMES_19)
+        if labels.null_count:
+            counts["label"]["unknown"] = labels.null_count
+        return counts
+
+    def recorded_objects(self) -> list[StoredObject]:
+        """Return every object as it was written last, sorted by key."""
+        recorded: dict[str, StoredObject] = {}
+        keys = [f"ingest/{release.name}/objects.json" for release in self.releases]
+        keys += [key for key, _ in self.storage.list("ingest/embeddings")]
+        for key in [*keys, ROOT_RECORD]:
+            for entry in json.loads(self.storage.read(key)):
+                recorded[entry["key"]] = StoredObject(**entry)
+        return [recorded[key] for key in sorted(recorded)]
+
+    def verify(
+        self, objects: Sequence[StoredObject]
+    ) -> Iterator[tuple[int, CubeIntegrityError | None]]:
+        """Re-read objects; yield how many are done, and what is wrong with the last one.
+
+        Raises
+        ------
+        StorageError
+            If storage refuses or cannot be reached.
+        """
+        for done, stored in enumerate(objects, 1):
+            reason = _fault(self.storage, stored)
+            rows = () if reason is None else self._rows_in(stored.key)
+            yield done, None if reason is None else CubeIntegrityError(stored.key, reason, rows)
+
+    def _rows_in(self, key: str) -> tuple[int, ...]:
+        """First and last row that a pixel object holds."""
+        for group in self.layout.groups:
+            prefix = f"{ZARR}/{group}/{GROUPS[group].array}/c/"
+            if key.startswith(prefix):
+                shard = int(key.removeprefix(prefix).split("/")[0])
+                first = shard * self.layout.shard_rows
+                return first, first + self.layout.shard_rows - 1
+        return ()
+
     def write_embeddings(
         self, model: str, vectors: NDArray[np.float32], attributes: Mapping[str, Any] | None = None
     ) -> None:
@@ -359,8 +424,10 @@ class Cube:
             )
         new = layouts.embedding_documents(model, self.n_rows, vectors.shape[1], attributes or {})
         writer = CubeWriter(self.storage, self.id, self.layout, {**self.documents, **new})
-        writer.put_documents(new)
-        writer.write_column(f"embeddings/{model}/vector", 0, vectors.astype(np.float32))
+        written = writer.put_documents(new)
+        path = f"embeddings/{model}/vector"
+        written += writer.write_column(path, 0, vectors.astype(np.float32))
+        writer.record(f"ingest/embeddings/{model}.json", written)
         writer.publish(self.releases)
 
     def embeddings(self, model: str) -> NDArray[np.float32]:
@@ -492,7 +559,14 @@ class CubeWriter:
         """Put the root document: from here on readers see the last of ``releases``."""
         documents = [asdict(release) for release in releases]
         attributes = layouts.root_attributes(self.cube_id, self.layout, documents)
-        return self._put(ROOT, layouts.root_document(attributes, self.documents))
+        root = self._put(ROOT, layouts.root_document(attributes, self.documents))
+        self.record(ROOT_RECORD, [root])
+        return root
+
+    def record(self, key: str, objects: Sequence[StoredObject]) -> None:
+        """Keep the checksums of written objects, for verify."""
+        data = json.dumps([asdict(o) for o in objects], indent=1).encode()
+        self.storage.write(key, data)
 
     def _put(self, key: str, data: bytes) -> StoredObject:
         self.storage.write(f"{ZARR}/{key}", data)
@@ -532,20 +606,21 @@ def runs_of(rows: NDArray[np.int64]) -> tuple[tuple[int, int], ...]:
     return tuple((int(rows[a]), int(rows[b - 1]) + 1) for a, b in zip(starts, stops, strict=True))
 
 
-def verify(storage: Storage, recorded: Sequence[StoredObject]) -> Iterator[CubeIntegrityError]:
-    """Re-read every recorded object and yield what is not as it was written."""
-    for stored in recorded:
-        try:
-            data = storage.read(stored.key)
-        except NotFoundError:
-            yield CubeIntegrityError(stored.key, "object is missing")
-            continue
-        if len(data) != stored.size:
-            yield CubeIntegrityError(
-                stored.key, f"object has {len(data)} bytes, expected {stored.size}"
-            )
-        elif checksum(data) != stored.crc32c:
-            yield CubeIntegrityError(stored.key, "checksum does not match what was written")
+def _fault(storage: Storage, stored: StoredObject) -> str | None:
+    try:
+        data = storage.read(stored.key)
+    except NotFoundError:
+        return "object is missing"
+    if len(data) != stored.size:
+        return f"object has {len(data)} bytes, expected {stored.size}"
+    return None if checksum(data) == stored.crc32c else "checksum is not that of what was written"
+
+
+def _tally(values: Sequence[str | None], names: Sequence[str]) -> dict[str, int]:
+    found = Counter(values)
+    counts = {name: found[name] for name in names if found[name]}
+    unknown = sum(count for name, count in found.items() if name not in names)
+    return {**counts, "unknown": unknown} if unknown else counts
 
 
 def _as_slice(rows: NDArray[np.int64]) -> NDArray[np.int64] | slice:

@@ -603,8 +603,7 @@ def _finish(
         put(f"{plan.folder}/{name}.parquet", _parquet(pa.table(columns)))
     table_all = pa.concat_tables([before.items, table]) if before else table
     _put_descriptions(storage, writer, table_all, releases, put)
-    put_objects = json.dumps([asdict(o) for o in objects], indent=1).encode()
-    storage.write(f"{plan.folder}/objects.json", put_objects)
+    writer.record(f"{plan.folder}/objects.json", objects)
     writer.publish(releases)
     return open_cube(storage.url, storage.options)
 

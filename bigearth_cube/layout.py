@@ -310,11 +310,11 @@ def _column(
     axis: str = "",
     chunk_rows: int = COLUMN_CHUNK_ROWS,
 ) -> dict[str, Any]:
-    serializer: dict[str, Any] = (
-        {"name": "vlen-utf8"}
-        if dtype == "string"
-        else {"name": "bytes", "configuration": {"endian": "little"}}
-    )
+    serializer: dict[str, Any] = {"name": "bytes"}  # one byte has no order
+    if dtype == "string":
+        serializer = {"name": "vlen-utf8"}
+    elif column_dtype(dtype).itemsize > 1:
+        serializer["configuration"] = {"endian": "little"}
     zstd = {"name": "zstd", "configuration": {"level": 3, "checksum": False}}
     codecs = [serializer, zstd, {"name": "crc32c"}]
     more = [] if tail is None else [tail]

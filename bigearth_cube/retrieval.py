@@ -1,4 +1,4 @@
-"""Look-alikes: from the embedding of a patch to its nearest neighbours."""
+"""Look-alikes: from the embedding of a patch to its nearest neighbors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _BLOCK_ROWS = 16_384  # keeps the temporaries of a scan in the processor's cache
 
 
 @dataclass(frozen=True, slots=True)
-class Neighbour:
+class Neighbor:
     """One look-alike.
 
     Attributes
@@ -34,9 +34,9 @@ class Neighbour:
     score: float
 
 
-def neighbours(
+def neighbors(
     cube: Cube, patch_id: str, *, model: str, k: int = 10, metric: Metric = "chi2"
-) -> list[Neighbour]:
+) -> list[Neighbor]:
     """Find the patches whose embeddings are nearest to a patch's, nearest first.
 
     Parameters
@@ -44,7 +44,7 @@ def neighbours(
     cube
         A cube with embeddings of ``model``.
     patch_id
-        The query; it is not among its own neighbours.
+        The query; it is not among its own neighbors.
     model
         Name under which the embeddings were stored.
     k
@@ -71,8 +71,10 @@ def neighbours(
     scores = distances(vectors[rows], vectors[row], metric)
     # Ties are broken by row, so that the same question has the same answer everywhere.
     nearest = np.lexsort((rows, scores))[:k]
-    names = dict(zip(cube.items["bec:row"].to_pylist(), cube.items["id"].to_pylist(), strict=True))
-    return [Neighbour(names[int(rows[i])], int(rows[i]), float(scores[i])) for i in nearest]
+    names: dict[int, str] = dict(
+        zip(cube.items["bec:row"].to_pylist(), cube.items["id"].to_pylist(), strict=True)
+    )
+    return [Neighbor(names[int(rows[i])], int(rows[i]), float(scores[i])) for i in nearest]
 
 
 def distances(
@@ -87,7 +89,7 @@ def distances(
     query
         (dim,).
     metric
-        See ``neighbours``.
+        See ``neighbors``.
 
     Raises
     ------
@@ -124,4 +126,4 @@ def _chi2(block: NDArray[np.float64], query: NDArray[np.float32]) -> NDArray[np.
 def _cosine(block: NDArray[np.float64], query: NDArray[np.float32]) -> NDArray[np.float64]:
     norms = np.linalg.norm(block, axis=1) * np.linalg.norm(query)
     dots = block @ query.astype(np.float64)
-    return 1.0 - np.divide(dots, norms, out=np.zeros(len(block)), where=norms > 0)
+    return np.asarray(1.0 - np.divide(dots, norms, out=np.zeros(len(block)), where=norms > 0))

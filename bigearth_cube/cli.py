@@ -1,0 +1,477 @@
+"""The ``bec`` command: parse, make one library call, print.
+
+Results go to standard output, progress and warnings to standard error. Exit codes: 0 done,
+1 damaged (verify), 2 wrong input, nothing found or storage unreachable, 3 done with patches in
+quarantine, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from bigearth_cube.errors import BigEarthCubeError, CubeIntegrityError
+
+EXIT_DAMAGED, EXIT_WRONG, EXIT_QUARANTINE, EXIT_INTERRUPTED = 1, 2, 3, 130
+ARCHIVE_FIELDS = ("found", "ingested", "orphans", "quarantined")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command and turn errors into one line each."""
+    logging.basicConfig(format="bec: %(message)s", level=logging.WARNING, stream=sys.stderr)
+    try:
+        cli.main(argv, standalone_mode=False)
+    except BigEarthCubeError as error:
+        click.echo(f"bec: {error}", err=True)
+        code = EXIT_DAMAGED if isinstance(error, CubeIntegrityError) else EXIT_WRONG
+        sys.exit(code)
+    except click.exceptions.Abort:
+        click.echo("bec: interrupted; run the same command again to go on", err=True)
+        sys.exit(EXIT_INTERRUPTED)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(EXIT_WRONG)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="bigearth-cube", prog_name="bec")
+def cli() -> None:
+    """BigEarthNet as a cloud-native cube.
+
+    CUBE is a path or URL such as s3://bucket/bigearthnet-v2. Credentials and endpoint come from
+    the AWS environment (AWS_PROFILE, AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ...).
+    """
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@cli.command()
+@click.argument("directory", type=click.Path(file_okay=False))
+@click.option("--archive", type=click.Choice(["v1", "v2"]), default="v2", show_default=True)
+@click.option("--patches", type=click.IntRange(min=1), required=True, help="How many.")
+@click.option("--seed", default=0, show_default=True, help="Same seed, same bytes.")
+@click.option(
+    "--metadata",
+    type=click.Path(exists=True, dir_okay=False),
+    help="Official metadata.parquet: take real names, labels, splits, countries and dates.",
+)
+@click.option("--workers", type=click.IntRange(min=1), help="Processes; one a core by default.")
+def synth(
+    directory: str,
+    archive: str,
+    patches: int,
+    seed: int,
+    metadata: str | None,
+    workers: int | None,
+) -> None:
+    """Write a believable archive in the published layout.
+
+    \b
+    Example:
+      bec synth /tmp/archive --archive v2 --patches 1000
+    """
+    synthetic = _extra("bigearth_cube.archive.synthetic")
+    with _progress("writing", patches) as advance:
+        synthetic.write_archive(
+            directory,
+            archive=archive,
+            n_patches=patches,
+            seed=seed,
+            metadata=metadata,
+            workers=workers,
+            progress=lambda done: advance(done, patches),
+        )
+    click.echo(f"wrote {patches:,} patches in the {archive} layout to {directory}")
+
+
+@cli.command()
+@click.argument("sources", nargs=-1, required=True)
+@click.argument("cube")
+@click.option("--archive", type=click.Choice(["auto", "v1", "v2"]), default="auto")
+@click.option("--id", "cube_id", help="Name of a new cube, which is its collection.")
+@click.option(
+    "--profile",
+    type=click.Choice(["default", "fast"]),
+    default="default",
+    help="Compression of a new cube: zstd, or lz4.",
+    show_default=True,
+)
+@click.option("--workers", type=click.IntRange(min=1), help="Processes; one a core by default.")
+@click.option("--scheduler", metavar="ADDRESS", help="Dask scheduler to run on instead.")
+@click.option(
+    "--require-complete", is_flag=True, help="Refuse a source that lacks patches of its own lists."
+)
+@click.option("--break-lock", is_flag=True, help="Take the cube over from a dead run.")
+@json_option
+def ingest(
+    sources: tuple[str, ...],
+    cube: str,
+    archive: str,
+    cube_id: str | None,
+    profile: str,
+    workers: int | None,
+    scheduler: str | None,
+    require_complete: bool,
+    break_lock: bool,
+    as_json: bool,
+) -> None:
+    """Ingest archive folders and metadata files into a cube; run it again to resume.
+
+    SOURCES are folders of one archive (or its root) and its metadata files: the v2 parquets, the
+    v1 lists. Exits with 3 if patches had to be put into quarantine.
+
+    \b
+    Example:
+      bec ingest BigEarthNet-S2/ BigEarthNet-S1/ metadata.parquet s3://bucket/bigearthnet-v2
+    """
+    ingesting = _extra("bigearth_cube.ingest")
+    with _client(scheduler) as client, _progress("ingesting", None) as advance:
+        report = ingesting.ingest(
+            list(sources),
+            cube,
+            archive=archive,
+            cube_id=cube_id,
+            profile=profile,
+            workers=workers,
+            client=client,
+            require_complete=require_complete,
+            break_lock=break_lock,
+            progress=advance,
+        )
+    if as_json:
+        click.echo(json.dumps(asdict(report), indent=1, default=str))
+    else:
+        _print_report(report)
+    if report.quarantined:
+        sys.exit(EXIT_QUARANTINE)
+
+
+def _print_report(report: Any) -> None:
+    table = _table("", *ARCHIVE_FIELDS)
+    for kind, account in report.accounts.items():
+        if account.found:
+            table.add_row(kind, *(f"{getattr(account, name):,}" for name in ARCHIVE_FIELDS))
+    _print(table)
+    state = f"release {report.release}" if report.release else "nothing new"
+    click.echo(f"{report.cube_url}: {state}, {report.n_rows:,} patches, {report.seconds:.1f} s")
+    if report.resumed_shards:
+        click.echo(f"resumed: {report.resumed_shards:,} shards were already written")
+    if report.n_absent:
+        click.echo(f"absent: {report.n_absent:,} patches that the lists hold are not in the source")
+    if report.n_unlabeled:
+        click.echo(
+            f"without labels: {report.n_unlabeled:,} patches; make a cube with metadata.parquet "
+            f"(and metadata_for_patches_with_snow_cloud_or_shadow.parquet) among the sources"
+        )
+    for name in ("quarantined", "orphans"):
+        entries = getattr(report, name)
+        for entry in entries[:5]:
+            click.echo(f"{name}: {entry.id}: {entry.reason} ({entry.file})")
+        if len(entries) > 5:
+            click.echo(f"{name}: and {len(entries) - 5:,} more, see ingest/ below the cube")
+
+
+@cli.command()
+@click.argument("cube")
+@click.option("--release", help="An older release.")
+@json_option
+def info(cube: str, release: str | None, as_json: bool) -> None:
+    """Say what a cube holds.
+
+    \b
+    Example:
+      bec info s3://bucket/bigearthnet-v2
+    """
+    opened = _open(cube, release)
+    groups = {
+        path: {
+            "shape": [layout.n_rows, *layout.patch_shape],
+            "dtype": layout.dtype,
+            "chunk_rows": layout.chunk_rows,
+            "shard_rows": layout.shard_rows,
+        }
+        for path in opened.layout.groups
+        if (layout := opened.pixel_layout(path))
+    }
+    facts = {
+        "id": opened.id,
+        "archive": opened.archive,
+        "release": opened.release.name,
+        "patches": opened.n_patches,
+        "rows": opened.n_rows,
+        "groups": groups,
+    }
+    if as_json:
+        click.echo(json.dumps(facts, indent=1))
+        return
+    for name in ("id", "archive", "release", "patches", "rows"):
+        value = facts[name]
+        click.echo(f"{name:<9}{value:,}" if isinstance(value, int) else f"{name:<9}{value}")
+    table = _table("group", "shape", "dtype", "chunk", "shard")
+    for path, group in groups.items():
+        shape = " x ".join(map(str, group["shape"]))
+        table.add_row(
+            path, shape, group["dtype"], *(str(group[k]) for k in ("chunk_rows", "shard_rows"))
+        )
+    _print(table)
+
+
+@cli.command()
+@click.argument("cube")
+@json_option
+def stats(cube: str, as_json: bool) -> None:
+    """Count patches by split, season, country, flag and class.
+
+    \b
+    Example:
+      bec stats s3://bucket/bigearthnet-v2
+    """
+    counts = _open(cube, None).counts()
+    if as_json:
+        click.echo(json.dumps(counts, indent=1))
+        return
+    for title, values in counts.items():
+        table = _table(title, "patches")
+        for name, count in values.items():
+            table.add_row(name, f"{count:,}")
+        _print(table)
+
+
+@cli.command()
+@click.argument("cube")
+@json_option
+def releases(cube: str, as_json: bool) -> None:
+    """List the releases of a cube.
+
+    \b
+    Example:
+      bec releases s3://bucket/bigearthnet-v2
+    """
+    found = _open(cube, None).releases
+    if as_json:
+        click.echo(json.dumps([asdict(r) for r in found], indent=1))
+        return
+    table = _table("release", "patches", "rows", "groups", "created", "digest")
+    for r in found:
+        rows = f"{r.start}..{r.stop - 1}"
+        groups = " ".join(r.arrays)
+        table.add_row(r.name, f"{r.n_patches:,}", rows, groups, r.created, r.digest[:12])
+    _print(table)
+
+
+@cli.command()
+@click.argument("cube")
+@json_option
+def verify(cube: str, as_json: bool) -> None:
+    """Re-read every object of a cube against its checksum; exits with 1 if any is damaged.
+
+    \b
+    Example:
+      bec verify s3://bucket/bigearthnet-v2
+    """
+    opened = _open(cube, None)
+    objects = opened.recorded_objects()
+    faults = []
+    with _progress("verifying", len(objects)) as advance:
+        for done, fault in opened.verify(objects):
+            advance(done, len(objects))
+            if fault is not None:
+                faults.append(fault)
+    if as_json:
+        listed = [{"key": f.key, "reason": f.reason, "rows": list(f.rows)} for f in faults]
+        click.echo(json.dumps({"objects": len(objects), "damaged": listed}, indent=1))
+    else:
+        for fault in faults:
+            click.echo(str(fault))
+        click.echo(f"{len(objects):,} objects read, {len(faults):,} damaged or missing")
+    if faults:
+        sys.exit(EXIT_DAMAGED)
+
+
+@cli.command()
+@click.argument("cube")
+@click.option("--bbox", help="west,south,east,north in degrees.")
+@click.option("--datetime", "when", help="Instant or interval, e.g. 2018-03/2018-05.")
+@click.option("--filter", "cql2", help='CQL2 text, e.g. "\\"bec:season\\" = \'summer\'".')
+@click.option("--split", help="train, validation or test.")
+@click.option("--out", metavar="FILE", help="Save the selection, for training.")
+@click.option("--limit", default=10, show_default=True, help="Ids to print.")
+@json_option
+def search(
+    cube: str,
+    bbox: str | None,
+    when: str | None,
+    cql2: str | None,
+    split: str | None,
+    out: str | None,
+    limit: int,
+    as_json: bool,
+) -> None:
+    """Find patches by place, time, labels and every other property.
+
+    \b
+    Example:
+      bec search s3://bucket/bigearthnet-v2 --split train --out train.parquet
+    """
+    query: dict[str, Any] = {"datetime": when, "filter": cql2, "split": split}
+    if bbox is not None:
+        try:
+            query["bbox"] = [float(part) for part in bbox.split(",")]
+        except ValueError:
+            raise click.BadParameter(f"{bbox!r} is not west,south,east,north") from None
+    selection = _open(cube, None).search(**{k: v for k, v in query.items() if v is not None})
+    if out is not None:
+        selection.save(out)
+    if as_json:
+        facts = {
+            "cube": selection.cube_id,
+            "release": selection.release,
+            "digest": selection.digest,
+            "patches": len(selection),
+            "ids": list(selection.ids[:limit]),
+        }
+        click.echo(json.dumps(facts, indent=1))
+        return
+    for patch_id in selection.ids[:limit]:
+        click.echo(patch_id)
+    click.echo(f"{len(selection):,} patches, selection {selection.digest[:12]}")
+    if out is not None:
+        click.echo(f"saved to {out}")
+
+
+@cli.command()
+@click.argument("cube")
+@click.option("--patch", "patch_id", required=True, metavar="ID", help="The query.")
+@click.option("-k", default=10, show_default=True, type=click.IntRange(min=1))
+@click.option("--model", default="tb-cnn-small", show_default=True, help="Whose embeddings.")
+@json_option
+def similar(cube: str, patch_id: str, k: int, model: str, as_json: bool) -> None:
+    """List the patches that look most like one patch.
+
+    \b
+    Example:
+      bec similar s3://bucket/bigearthnet-v2 --patch S2A_..._26_57 -k 5
+    """
+    retrieval = _extra("bigearth_cube.retrieval")
+    found = retrieval.neighbors(_open(cube, None), patch_id, model=model, k=k)
+    if as_json:
+        click.echo(json.dumps([asdict(n) for n in found], indent=1))
+        return
+    table = _table("rank", "patch", "distance")
+    for rank, neighbor in enumerate(found, 1):
+        table.add_row(str(rank), neighbor.id, f"{neighbor.score:.4f}")
+    _print(table)
+
+
+@cli.group()
+def catalog() -> None:
+    """Make static STAC catalogs."""
+
+
+@catalog.command("build")
+@click.argument("directory", type=click.Path(file_okay=False))
+@click.option("--base-url", help="Where it will be published; links are relative without it.")
+def catalog_build(directory: str, base_url: str | None) -> None:
+    """Write the description of the published archives: STAC catalog, collections, Intake.
+
+    \b
+    Example:
+      bec catalog build catalog
+    """
+    written = _extra("bigearth_cube.stac").build_catalog(directory, base_url=base_url)
+    for path in written:
+        click.echo(str(path))
+
+
+def _open(url: str, release: str | None) -> Any:
+    return _extra("bigearth_cube.cube").open_cube(url, release=release)
+
+
+def _extra(module: str) -> Any:
+    """Import a room of the package, or say which extra brings what it needs.
+
+    Rooms are imported when a command runs, so that ``bec --help`` answers at once.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("bigearth_cube"):
+            raise
+        raise click.ClickException(
+            f'this command needs {error.name}: pip install "bigearth-cube[ingest]"'
+        ) from None
+
+
+@contextmanager
+def _client(scheduler: str | None) -> Iterator[Any]:
+    if scheduler is None:
+        yield None
+        return
+    distributed = importlib.import_module("distributed")
+    try:
+        client = distributed.Client(scheduler, timeout=10)
+    except OSError as error:
+        raise click.ClickException(f"no Dask scheduler answers at {scheduler}: {error}") from None
+    with client:
+        yield client
+
+
+class _Rate(ProgressColumn):
+    """Patches a second."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:,.0f}/s" if task.speed else "")
+
+
+@contextmanager
+def _progress(what: str, total: int | None) -> Iterator[Any]:
+    """Show a bar on standard error; yields a function of (done, total)."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda done, of: bar.update(task, completed=done, total=of)
+
+
+def _table(first: str, *others: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column(first, no_wrap=True)
+    for name in others:
+        table.add_column(name, justify="right")
+    return table
+
+
+def _print(table: Table) -> None:
+    Console(width=140 if not sys.stdout.isatty() else None).print(table)
+
+
+if __name__ == "__main__":
+    main()

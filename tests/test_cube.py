@@ -1,0 +1,223 @@
+"""A cube read by us and by others; columns, labels, single patches, verify."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import xarray as xr
+import zarr
+
+from bigearth_cube.cube import Cube, open_cube, runs_of
+from bigearth_cube.errors import CubeIntegrityError, InvalidInputError, NotFoundError
+from bigearth_cube.layout import CubeLayout
+from bigearth_cube.nomenclature import GROUPS, NAMES_19, multi_hot
+from tests.sources import index_of, labels_of, pixels_of
+
+
+def test_plain_xarray_reads_every_pixel_as_it_was_given(cube: Cube) -> None:
+    tree = xr.open_datatree(f"{cube.url}/cube.zarr", engine="zarr", consolidated=True, chunks={})
+    ids = tree["id"].values
+    for row in (0, 63, 64, 255, 256, 599):
+        patch = pixels_of(index_of(ids[row]))
+        for path, pixels in patch.s2.items():
+            np.testing.assert_array_equal(tree[path]["reflectance"][row].values, pixels)
+        np.testing.assert_array_equal(tree["s1/r10m"]["backscatter"][row].values, patch.s1)
+        np.testing.assert_array_equal(tree["reference/r10m"]["clc"][row].values, patch.clc)
+    tree.close()
+
+
+def test_zarr_python_alone_can_mask_padding(cube: Cube) -> None:
+    root = zarr.open_group(f"{cube.url}/cube.zarr", mode="r")
+    ids = root["id"][:]
+    assert len(ids) == 768
+    assert (ids != "").sum() == 600
+    padding = root["s1/r10m/backscatter"][600:]
+    assert np.isnan(padding).all()
+
+
+def test_our_tree_leaves_padding_out_and_says_the_row(cube: Cube) -> None:
+    for path in ("s2/r10m", "s2/r60m", "s1/r10m", "reference/r10m"):
+        dataset = cube.tree[path]
+        assert dataset.sizes["patch"] == 600
+        np.testing.assert_array_equal(dataset["row"], np.arange(600))
+        assert {"tile", "place", "epsg", "ulx", "uly", "has_labels"} <= set(dataset.coords)
+    assert cube.tree["s2/r20m"]["band"].values.tolist() == list(GROUPS["s2/r20m"].bands)
+    assert cube.tree["acquired"].values[0] == np.datetime64("2017-06-13T10:10:31")
+
+
+def test_rows_are_ordered_by_split_flag_and_blocks_of_8_by_8(cube: Cube) -> None:
+    items = cube.items
+    splits = items["bec:split"].to_pylist()
+    assert splits == sorted(splits, key=["train", "validation", "test"].index)
+    places = items["bec:place"].to_pylist()
+    flags = items["bec:snow"].to_pylist()
+    keys = []
+    for split, flag, place in zip(splits, flags, places, strict=True):
+        col, row = (int(part) for part in place.split("_")[1:])
+        order = ["train", "validation", "test"].index(split)
+        keys.append((order, flag, col // 8, row // 8, col, row))
+    assert keys == sorted(keys)
+
+
+def test_opening_takes_one_object(cube_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bigearth_cube.storage import Storage
+
+    asked: list[str] = []
+    read = Storage.read
+
+    def counted(self: Storage, key: str) -> bytes:
+        asked.append(key)
+        return read(self, key)
+
+    monkeypatch.setattr(Storage, "read", counted)
+    opened = open_cube(cube_url)
+    assert (opened.n_patches, opened.n_rows, opened.archive) == (600, 768, "v2")
+    assert asked == ["cube.zarr/zarr.json"]
+
+
+def test_labels_are_those_of_the_archive(cube: Cube) -> None:
+    ids = cube.items["id"].to_pylist()
+    expected = np.stack([multi_hot(labels_of(index_of(i)), NAMES_19) for i in ids])
+    np.testing.assert_array_equal(cube.labels("label_19"), expected)
+    np.testing.assert_array_equal(cube.labels("label_19", cube.rows[5:7]), expected[5:7])
+    assert cube.class_names("label_19") == NAMES_19
+
+
+def test_labels_a_cube_does_not_have_are_refused(cube: Cube) -> None:
+    with pytest.raises(InvalidInputError, match="choose from: label_19"):
+        cube.labels("label_43")
+    with pytest.raises(InvalidInputError, match="no group 's2/r15m' here; choose from: s2/r10m"):
+        cube.pixel_layout("s2/r15m")
+
+
+def test_one_patch_lies_where_its_file_lay(cube: Cube) -> None:
+    patch_id = cube.items["id"][17].as_py()
+    index = index_of(patch_id)
+    tree = cube.patch(patch_id)
+    for path, pixels in pixels_of(index).s2.items():
+        dataset = tree[path]
+        np.testing.assert_array_equal(dataset["reflectance"].values, pixels)
+        resolution = GROUPS[path].resolution_m
+        ulx, uly = int(dataset["ulx"]), int(dataset["uly"])
+        assert float(dataset["x"][0]) == ulx + resolution / 2
+        assert float(dataset["y"][-1]) == uly - 1200 + resolution / 2
+        assert "32633" in dataset["spatial_ref"].attrs["crs_wkt"]
+    with pytest.raises(NotFoundError, match="no patch 'nope'"):
+        cube.patch("nope")
+
+
+@pytest.mark.parametrize("url", ["/no/such/place", "memory://no/such/cube"])
+def test_a_place_without_a_cube_is_told_in_one_line(url: str) -> None:
+    with pytest.raises(NotFoundError, match=r"no cube at .*expected cube\.zarr/zarr\.json"):
+        open_cube(url)
+
+
+def test_a_missing_bucket_and_a_missing_cube_are_told_apart(
+    bucket: str, s3_options: dict[str, str]
+) -> None:
+    with pytest.raises(NotFoundError, match="no cube at"):
+        open_cube(f"{bucket}/x", s3_options)
+    with pytest.raises(NotFoundError, match="bucket 'none-such' does not exist"):
+        open_cube("s3://none-such/x", s3_options)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b'{"attributes": {"releases": 3}}'])
+def test_a_root_document_that_is_not_one_is_damage(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "cube.zarr").mkdir()
+    (tmp_path / "cube.zarr" / "zarr.json").write_bytes(content)
+    with pytest.raises(CubeIntegrityError, match="root document"):
+        open_cube(str(tmp_path))
+
+
+def test_an_unknown_release_is_refused_with_those_there_are(cube_url: str) -> None:
+    with pytest.raises(NotFoundError, match="no release 'r9'; the cube has: r1"):
+        open_cube(cube_url, release="r9")
+
+
+@pytest.fixture
+def own_cube(cube_url: str, tmp_path: Path) -> Cube:
+    """A copy that a test may damage or add to."""
+    shutil.copytree(cube_url, tmp_path / "own")
+    return open_cube(str(tmp_path / "own"))
+
+
+def test_verify_finds_nothing_in_a_sound_cube_and_reads_every_object(cube: Cube) -> None:
+    objects = cube.recorded_objects()
+    assert [fault for _, fault in cube.verify(objects) if fault] == []
+    recorded = {o.key for o in objects}
+    stored = {key for key, _ in cube.storage.list()}
+    unrecorded = {key for key in stored - recorded if not key.startswith("ingest/")}
+    assert unrecorded == set()
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
+def test_verify_finds_damage_anywhere(own_cube: Cube, damage: str) -> None:
+    objects = own_cube.recorded_objects()
+    rng = np.random.default_rng(3)
+    for position in rng.choice(len(objects), 12, replace=False):
+        stored = objects[position]
+        path = Path(own_cube.url) / stored.key
+        sound = path.read_bytes()
+        if damage == "remove":
+            path.unlink()
+        elif damage == "truncate":
+            path.write_bytes(sound[:-1])
+        else:
+            at = int(rng.integers(len(sound)))
+            path.write_bytes(sound[:at] + bytes([sound[at] ^ 4]) + sound[at + 1 :])
+        faults = [fault for _, fault in own_cube.verify(objects) if fault]
+        assert [fault.key for fault in faults] == [stored.key]
+        if "/c/" in stored.key and "s2/r10m/reflectance" in stored.key:
+            assert faults[0].rows
+        path.write_bytes(sound)
+
+
+def test_embeddings_come_back_and_the_cube_still_opens_and_verifies(own_cube: Cube) -> None:
+    vectors = np.full((own_cube.n_rows, 8), np.nan, np.float32)
+    vectors[own_cube.rows] = np.random.default_rng(0).random((600, 8), np.float32)
+    own_cube.write_embeddings("tb-cnn", vectors, {"checkpoint": "abc"})
+    again = open_cube(own_cube.url)
+    np.testing.assert_array_equal(again.embeddings("tb-cnn"), vectors)
+    assert again.tree["embeddings/tb-cnn"]["vector"].sizes == {"patch": 600, "dim": 8}
+    assert [f for _, f in again.verify(again.recorded_objects()) if f] == []
+    with pytest.raises(NotFoundError, match="it has: tb-cnn"):
+        again.embeddings("other")
+    with pytest.raises(InvalidInputError, match="one for every row"):
+        again.write_embeddings("x", vectors[:5])
+    with pytest.raises(InvalidInputError, match="model name"):
+        again.write_embeddings("a/b", vectors)
+
+
+def test_counts_are_those_of_the_records(cube: Cube) -> None:
+    counts = cube.counts()
+    assert sum(counts["split"].values()) == 600
+    assert counts["season"] == {"summer": 600}
+    assert counts["country"] == {"Austria": 600}
+    expected = sum(name in labels_of(i) for i in range(600) for name in NAMES_19[:1])
+    assert counts["label"][NAMES_19[0]] == expected
+
+
+def test_items_are_one_table_with_the_rows_of_the_cube(cube: Cube) -> None:
+    items = cube.items
+    np.testing.assert_array_equal(items["bec:row"].to_numpy(), cube.rows)
+    data = cube.storage.read("items/r1-0.parquet")
+    assert pq.read_table(io.BytesIO(data)).equals(items)
+    collection = json.loads(cube.storage.read("collection.json"))
+    assert collection["id"] == cube.id == "bigearthnet-v2"
+
+
+def test_a_layout_that_cannot_be_is_refused() -> None:
+    with pytest.raises(InvalidInputError, match="unknown group"):
+        CubeLayout("v2", ("s3/r10m",), 256)
+    with pytest.raises(InvalidInputError, match="whole chunks"):
+        CubeLayout("v2", ("s2/r10m",), 100)
+
+
+def test_runs_of_nothing_are_none() -> None:
+    assert runs_of(np.empty(0, np.int64)) == ()

@@ -1,0 +1,242 @@
+"""Batches against plain numpy, for every engine, and after every kind of stop."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+import distributed
+import numpy as np
+import pytest
+
+from bigearth_cube.cube import Cube, open_cube
+from bigearth_cube.errors import CubeIntegrityError, InvalidInputError
+from bigearth_cube.ingest import ingest
+from bigearth_cube.loader.batches import BatchLoader
+from tests.sources import MemorySource, index_of, pixels_of
+
+ALL = ("s2/r10m", "s2/r20m", "s2/r60m", "s1/r10m", "reference/r10m")
+SMALL = ("s2/r60m",)
+
+
+def delivered(loader: BatchLoader, epoch: int = 0) -> list[tuple[Any, ...]]:
+    return [
+        (b.rows.copy(), {g: x.copy() for g, x in b.images.items()}, b.labels)
+        for b in loader.epoch(epoch)
+    ]
+
+
+@pytest.mark.parametrize("engine", ["threads", "dask"])
+@pytest.mark.parametrize("shuffle", ["pool", "none"])
+def test_every_batch_equals_plain_numpy(
+    cube: Cube, dask_client: distributed.Client, engine: str, shuffle: Any
+) -> None:
+    ids = cube.items["id"].to_pylist()
+    options: dict[str, Any] = {"engine": dask_client if engine == "dask" else "threads"}
+    labels = cube.labels("label_19")
+    with BatchLoader(cube, batch_size=50, groups=ALL, shuffle=shuffle, **options) as loader:
+        batches = delivered(loader)
+    assert [len(rows) for rows, _, _ in batches] == [50] * 12
+    for rows, images, batch_labels in batches:
+        np.testing.assert_array_equal(batch_labels, labels[rows])
+        for position in (0, 17, 49):
+            patch = pixels_of(index_of(ids[rows[position]]))
+            for group, pixels in patch.s2.items():
+                np.testing.assert_array_equal(images[group][position], pixels)
+            np.testing.assert_array_equal(images["s1/r10m"][position], patch.s1)
+            np.testing.assert_array_equal(images["reference/r10m"][position], patch.clc)
+
+
+def test_both_engines_and_any_number_of_threads_give_the_same_bytes(
+    cube: Cube, dask_client: distributed.Client
+) -> None:
+    results = []
+    for options in ({"threads": 1}, {"threads": 16}, {"engine": dask_client}):
+        with BatchLoader(cube, batch_size=64, groups=SMALL, seed=3, **options) as loader:  # type: ignore[arg-type]
+            results.append(delivered(loader, 2))
+    for other in results[1:]:
+        for (rows, images, labels), (rows_, images_, labels_) in zip(
+            results[0], other, strict=True
+        ):
+            np.testing.assert_array_equal(rows, rows_)
+            np.testing.assert_array_equal(images["s2/r60m"], images_["s2/r60m"])
+            np.testing.assert_array_equal(labels, labels_)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4, 8])
+def test_ranks_together_deliver_the_global_batches(cube: Cube, world_size: int) -> None:
+    sel = cube.search(split="train")
+    with BatchLoader(cube, sel, batch_size=24, groups=SMALL) as loader:
+        whole = [rows for rows, _, _ in delivered(loader)]
+    parts = []
+    for rank in range(world_size):
+        with BatchLoader(
+            cube, sel, batch_size=24, groups=SMALL, rank=rank, world_size=world_size
+        ) as loader:
+            parts.append([rows for rows, _, _ in delivered(loader)])
+    for index, rows in enumerate(whole):
+        np.testing.assert_array_equal(np.concatenate([p[index] for p in parts]), rows)
+
+
+@pytest.mark.parametrize("stops", [(1,), (3, 5, 6), (2, 4, 9)])
+def test_a_resumed_epoch_goes_on_as_if_never_stopped(
+    cube: Cube, dask_client: distributed.Client, stops: tuple[int, ...]
+) -> None:
+    def make(engine: Any = "threads") -> BatchLoader:
+        return BatchLoader(cube, batch_size=50, groups=SMALL, seed=4, engine=engine)
+
+    with make() as loader:
+        expected = [rows for rows, _, _ in delivered(loader, 1)]
+    got: list[np.ndarray] = []
+    state: dict[str, Any] | None = None
+    for stop in [*stops, 99]:
+        with make(dask_client if len(got) % 2 else "threads") as loader:
+            if state is not None:
+                loader.load_state(state)
+            for batch in loader.epoch(1):
+                got.append(batch.rows.copy())
+                state = loader.state()
+                if len(got) == stop:
+                    break
+    assert len(got) == len(expected)
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_state_of_another_order_or_selection_is_refused(cube: Cube) -> None:
+    with BatchLoader(cube, batch_size=50, groups=SMALL) as loader:
+        state = loader.state()
+    with BatchLoader(cube, batch_size=64, groups=SMALL) as loader:
+        with pytest.raises(InvalidInputError, match="batch_size 50, this loader has 64"):
+            loader.load_state(state)
+    with BatchLoader(cube, cube.search(split="test"), batch_size=50, groups=SMALL) as loader:
+        with pytest.raises(InvalidInputError, match="selection"):
+            loader.load_state(state)
+
+
+@pytest.mark.parametrize(("n_rows", "batch_size"), [(1, 8), (5, 64), (70, 3), (70, 500)])
+def test_selections_smaller_than_a_chunk_or_a_batch_work(
+    cube: Cube, n_rows: int, batch_size: int
+) -> None:
+    ids = cube.items["id"].to_pylist()[10 : 10 + n_rows]
+    sel = cube.search(ids=ids)
+    with BatchLoader(cube, sel, batch_size=batch_size, groups=SMALL) as loader:
+        rows = np.concatenate([rows for rows, _, _ in delivered(loader)])
+    np.testing.assert_array_equal(np.sort(rows), sel.rows)
+
+
+def test_a_padded_batch_says_which_rows_are_not(cube: Cube) -> None:
+    sel = cube.search(ids=cube.items["id"].to_pylist()[:5])
+    with BatchLoader(cube, sel, batch_size=8, groups=SMALL, last="pad") as loader:
+        ((rows, images, labels),) = delivered(loader)
+    assert (rows == -1).sum() == 3
+    assert not images["s2/r60m"][rows == -1].any()
+    assert not labels[rows == -1].any()
+
+
+def test_a_whole_epoch_asks_for_every_needed_byte_once(cube: Cube) -> None:
+    with BatchLoader(cube, batch_size=64, groups=SMALL, shuffle="none") as loader:
+        delivered(loader)
+        counters = loader.counters
+    layout = cube.pixel_layout("s2/r60m")
+    stored = [cube.storage.size(f"cube.zarr/{layout.key(shard)}") for shard in range(3)]
+    # Three shards of four chunks; the last chunks of the third are padding and never asked for.
+    assert counters.requests <= 4
+    assert stored[0] + stored[1] < counters.bytes <= sum(stored)
+    assert counters.patches == 600
+
+
+def test_leaving_an_epoch_early_stops_its_threads(cube: Cube) -> None:
+    with BatchLoader(cube, batch_size=8, groups=SMALL) as loader:
+        for _ in range(3):
+            for _ in loader.epoch(0):
+                break
+        names = {thread.name for thread in threading.enumerate()}
+        assert "bec-assemble" not in names
+    assert not any(t.name.startswith("bec-") for t in threading.enumerate())
+
+
+@pytest.mark.parametrize("engine", ["threads", "dask"])
+def test_damage_ends_the_epoch_and_names_object_and_rows(
+    cube_url: str, tmp_path: Path, dask_client: distributed.Client, engine: str
+) -> None:
+    shutil.copytree(cube_url, tmp_path / "own")
+    cube = open_cube(str(tmp_path / "own"))
+    key = cube.pixel_layout("s2/r60m").key(1)
+    path = tmp_path / "own" / "cube.zarr" / key
+    sound = path.read_bytes()
+    damaged = bytearray(sound)
+    damaged[5_000] ^= 1
+    for content, reason in ((bytes(damaged), "checksum"), (sound[:-9], "index|checksum"), (None, "missing")):
+        path.unlink() if content is None else path.write_bytes(content)
+        options: dict[str, Any] = {"engine": dask_client if engine == "dask" else "threads"}
+        with BatchLoader(cube, batch_size=64, groups=SMALL, **options) as loader:
+            with pytest.raises(CubeIntegrityError, match=reason) as caught:
+                delivered(loader)
+        assert caught.value.key == key
+
+
+def test_rows_of_a_release_that_lacks_a_group_read_as_fill(
+    tmp_path: Path, dask_client: distributed.Client
+) -> None:
+    url = str(tmp_path)
+    ingest(MemorySource(40, with_views=False), url, client=dask_client)
+    ingest(MemorySource(40, first=40), url, client=dask_client)
+    cube = open_cube(url)
+    assert [r.arrays[-1] for r in cube.releases] == ["s2/r60m", "reference/r10m"]
+    with BatchLoader(cube, batch_size=16, groups=("s1/r10m",)) as loader:
+        for rows, images, _ in delivered(loader):
+            for row, pixels in zip(rows, images["s1/r10m"], strict=True):
+                assert np.isnan(pixels).all() == (row < 40)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"groups": ()}, "no groups"),
+        ({"groups": ("s2/r15m",)}, "no group 's2/r15m'"),
+        ({"labels": "label_43"}, "no labels 'label_43'"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"world_size": 3}, "does not divide 8 lanes; choose one of: 1, 2, 4, 8"),
+    ],
+)
+def test_what_cannot_be_delivered_is_refused_at_once(
+    cube: Cube, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        BatchLoader(cube, **{"batch_size": 8, **arguments})
+
+
+def test_rows_without_labels_come_without_labels_only(
+    tmp_path: Path, dask_client: distributed.Client
+) -> None:
+    url = str(tmp_path)
+    ingest(MemorySource(30, unlabeled=frozenset({3, 4})), url, client=dask_client)
+    cube = open_cube(url)
+    with pytest.raises(InvalidInputError, match="2 of 30 rows have no labels"):
+        BatchLoader(cube, batch_size=8)
+    with BatchLoader(cube, batch_size=8, groups=SMALL, labels=None) as loader:
+        batches = delivered(loader)
+    assert sum(len(rows) for rows, _, _ in batches) == 30
+    assert {labels for _, _, labels in batches} == {None}
+
+
+def test_a_selection_of_another_cube_or_an_empty_one_is_refused(
+    cube: Cube, tmp_path: Path, dask_client: distributed.Client
+) -> None:
+    ingest(MemorySource(10), str(tmp_path), client=dask_client, cube_id="other")
+    foreign = open_cube(str(tmp_path)).search()
+    with pytest.raises(InvalidInputError, match="of cube 'other'"):
+        BatchLoader(cube, foreign, batch_size=8)
+    with pytest.raises(InvalidInputError, match="selection is empty"):
+        BatchLoader(cube, cube.search(ids=["none"]), batch_size=8)
+
+
+def test_memory_is_the_pool_and_not_the_selection(cube: Cube) -> None:
+    with BatchLoader(cube, batch_size=8, groups=SMALL, pool_chunks=8, shuffle="none") as loader:
+        for _ in loader.epoch(0):
+            pass
+        # In order, one chunk is live at a time; the rest is what is fetched ahead.
+        assert loader._arena.n_slots <= 17 + 8

@@ -1,0 +1,173 @@
+"""One behavior on every kind of storage, and errors that say what to do."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bigearth_cube.errors import BigEarthCubeError, InvalidInputError, NotFoundError, StorageError
+from bigearth_cube.storage import Storage, normalized_url
+
+
+@pytest.fixture(params=["local", "memory", "s3"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    if request.param == "s3":
+        url = request.getfixturevalue("bucket")
+        return Storage(f"{url}/cube", request.getfixturevalue("s3_options"))
+    if request.param == "memory":
+        return Storage(f"memory://{tmp_path.name}/cube")
+    return Storage(tmp_path / "not" / "yet" / "there")
+
+
+def test_what_is_written_is_read_whole_in_ranges_and_from_the_end(storage: Storage) -> None:
+    storage.write("a/b", b"0123456789")
+    assert storage.read("a/b") == b"0123456789"
+    ranges = storage.read_ranges("a/b", [0, 7], [3, 9])
+    assert [bytes(part) for part in ranges] == [b"012", b"78"]
+    assert storage.read_tail("a/b", 4) == b"6789"
+    assert storage.size("a/b") == 10
+
+
+def test_listing_gives_keys_and_sizes_and_nothing_where_nothing_is(storage: Storage) -> None:
+    assert storage.list() == []
+    storage.write("b", b"1")
+    storage.write("a/c", b"")
+    assert storage.list() == [("a/c", 0), ("b", 1)]
+    assert storage.list("a") == [("a/c", 0)]
+    assert storage.list("none") == []
+
+
+def test_a_new_object_is_put_once_only(storage: Storage) -> None:
+    assert storage.write_new("lock", b"first")
+    assert not storage.write_new("lock", b"second")
+    assert storage.read("lock") == b"first"
+
+
+def test_deleting_is_done_when_the_object_is_gone(storage: Storage) -> None:
+    storage.write("a", b"")
+    assert storage.exists("a")
+    storage.delete("a")
+    storage.delete("a")
+    assert not storage.exists("a")
+
+
+def test_a_missing_object_is_named(storage: Storage) -> None:
+    for ask in (storage.read, storage.size, lambda key: storage.read_ranges(key, [0], [1])):
+        with pytest.raises(NotFoundError, match=r"no object at .*/(cube|there)/x"):
+            ask("x")
+
+
+def test_storage_travels_to_workers(storage: Storage) -> None:
+    storage.write("a", b"1")
+    copy = pickle.loads(pickle.dumps(storage))
+    assert copy.read("a") == b"1"
+    assert copy.child("a").url == f"{storage.url}/a"
+
+
+def test_looking_at_a_path_does_not_make_it(tmp_path: Path) -> None:
+    storage = Storage(tmp_path / "x")
+    assert storage.list() == []
+    with pytest.raises(NotFoundError):
+        storage.read("a")
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_missing_bucket_is_told_from_an_empty_one(
+    bucket: str, s3_options: dict[str, str]
+) -> None:
+    Storage(f"{bucket}/any", s3_options).check_bucket()
+    with pytest.raises(NotFoundError, match="bucket 'no-such-bucket' does not exist"):
+        Storage("s3://no-such-bucket/any", s3_options).check_bucket()
+
+
+def test_an_endpoint_that_does_not_answer_is_told_within_seconds() -> None:
+    options = {"key": "a", "secret": "b", "endpoint_url": "http://127.0.0.1:9"}
+    with pytest.raises(StorageError, match="cannot be reached; check endpoint_url"):
+        Storage("s3://bucket/x", options).check_bucket()
+
+
+def test_missing_credentials_are_told_before_any_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/nonexistent")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    options = {"endpoint_url": "http://127.0.0.1:9/without-credentials"}
+    with pytest.raises(StorageError, match="no AWS credentials found; set AWS_ACCESS_KEY_ID"):
+        Storage("s3://bucket/x", options).check_bucket()
+
+
+def test_refused_credentials_are_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    with _server_that_answers(403) as endpoint:
+        options = {"key": "a", "secret": "wrong", "endpoint_url": endpoint}
+        with pytest.raises(StorageError, match="access denied; check the credentials") as caught:
+            Storage("s3://bucket/x", options).check_bucket()
+    assert "\n" not in str(caught.value)
+
+
+def _server_that_answers(status: int):  # noqa: ANN202
+    import contextlib
+    import http.server
+    import threading
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    @contextlib.contextmanager
+    def serve():  # noqa: ANN202
+        with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+            thread = threading.Thread(target=server.serve_forever)
+            thread.start()
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+            server.shutdown()
+            thread.join()
+
+    return serve()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"acces_key": "x"}, "unknown storage option 'acces_key'; choose from: key, secret"),
+        ({"profile": "no-such-profile"}, "no-such-profile"),
+    ],
+)
+def test_an_option_that_is_not_understood_is_refused(options: dict[str, str], message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        Storage("s3://bucket/x", options).check_bucket()
+
+
+@pytest.mark.parametrize("url", ["", "s3://", "s3:///"])
+def test_a_url_that_names_nothing_is_refused(url: str) -> None:
+    with pytest.raises(InvalidInputError):
+        normalized_url(url)
+
+
+@given(st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=1))
+def test_a_trailing_slash_changes_nothing(name: str) -> None:
+    assert normalized_url(f"s3://{name}/") == normalized_url(f"s3://{name}")
+
+
+def test_every_error_survives_pickling() -> None:
+    from bigearth_cube import errors
+
+    samples: list[BigEarthCubeError] = [
+        errors.MalformedPatchError("p", "f", "r"),
+        errors.CubeIntegrityError("k", "r", (1, 2)),
+        errors.InvalidInputError("x"),
+    ]
+    for error in samples:
+        copy = pickle.loads(pickle.dumps(error))
+        assert type(copy) is type(error)
+        assert str(copy) == str(error)
+        assert copy.__dict__ == error.__dict__
