@@ -287,6 +287,6 @@ def _text(node: Any) -> str:
     as_json = json.dumps(node, default=str)
     try:
         text = cql2.parse_json(as_json).to_text()
-    except cql2.ParseError:
+    except (cql2.ParseError, ValueError):
         text = as_json
     return text if len(text) <= 120 else text[:117] + "..."

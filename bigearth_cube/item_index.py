@@ -27,7 +27,16 @@ Box = tuple[float, float, float, float]
 Mask = NDArray[np.bool_]
 
 _HIDDEN: Final = frozenset(
-    ("stac_version", "stac_extensions", "bbox", "links", "assets", "proj:bbox", "instruments")
+    (
+        "type",
+        "stac_version",
+        "stac_extensions",
+        "bbox",
+        "links",
+        "assets",
+        "proj:bbox",
+        "instruments",
+    )
 )
 _EDGES: Final = ("xmin", "ymin", "xmax", "ymax")
 # The footprint is the first argument, the shape the second; the shape is the prepared one.

@@ -140,7 +140,9 @@ class Selection:
     query: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.rows.flags.writeable = False
+        rows = np.array(self.rows, np.int64)
+        rows.flags.writeable = False
+        object.__setattr__(self, "rows", rows)
 
     @classmethod
     def of(

@@ -1,441 +1,84 @@
-"""Records as STAC: the items table, items, the collection of a cube, the published catalog.
+"""Records as STAC: items, the collection of a cube, and the published catalog.
 
-Items are virtual: rows of a stac-geoparquet 1.1 table, one per patch, whose ``bec:row`` is the
-index along the patch axis of every array. What all items share (bands, wavelengths, classes)
-stands once, in the collection; ``items`` puts it back where a whole Item is wanted. Hrefs in the
-table are relative to its file, so that a cube may be moved or mirrored.
+Items are virtual: rows of the items table, whose ``bec:row`` is the index along the patch axis
+of every array of the cube. ``items`` makes whole Items of rows; ``collection`` describes a cube;
+``build_catalog`` writes the static catalog of the published archives.
 """
 
 from __future__ import annotations
 
-import functools
-import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-import pyproj
+import pyarrow.compute as pc
 import shapely
-from numpy.typing import NDArray
 
-from bigearth_cube.archive.base import PatchRecord
-from bigearth_cube.errors import InvalidInputError
+from bigearth_cube.items_table import (
+    BEC_SCHEMA,
+    RELATIVE,
+    STAC_VERSION,
+    ZARR_TYPE,
+    asset_definitions,
+    extension_urls,
+    footprints,
+    items_parquet,
+    items_table,
+)
 from bigearth_cube.nomenclature import (
-    CLASSES_43,
+    ARCHIVES,
+    COUNTRIES,
     GROUPS,
     MAP_GROUP,
     NAMES_19,
     NAMES_43,
-    NODATA_MAP,
     PATCH_M,
-    POLARIZATIONS,
+    PATCHES_PER_SIDE,
     S1_GROUP,
-    S2_BANDS,
     S2_GROUPS,
+    SEASONS,
+    SPLITS,
     Archive,
     Group,
-    labels_43_to_19,
-    season_of,
+    tiles,
 )
 
-STAC_VERSION: Final = "1.1.0"
-BEC_SCHEMA: Final = "https://bigearth-cube.github.io/bec/v1.0.0/schema.json"
-ZARR_TYPE: Final = "application/vnd.zarr; version=3"
-PARQUET_TYPE: Final = "application/vnd.apache.parquet"
+__all__ = [
+    "BEC_SCHEMA",
+    "asset_definitions",
+    "build_catalog",
+    "collection",
+    "extension_urls",
+    "footprints",
+    "intake_catalog",
+    "items",
+    "items_parquet",
+    "items_table",
+]
+
 LICENSE: Final = "CDLA-Permissive-1.0"
+PARQUET_TYPE: Final = "application/vnd.apache.parquet"
+JSON_TYPE: Final = "application/json"
+YAML_TYPE: Final = "application/yaml"
 
-_VERSIONS: Final = {
-    "classification": "v1.1.0",
-    "datacube": "v2.3.0",
-    "eo": "v2.0.0",
-    "grid": "v1.1.0",
-    "projection": "v2.0.0",
-    "raster": "v2.0.0",
-    "sar": "v1.3.0",
-    "scientific": "v1.0.0",
-    "table": "v1.2.0",
-    "version": "v1.2.0",
-    "zarr": "v1.1.0",
-}
-_ROW_GROUP: Final = 65_536
-# 1e-7 degrees is 1.1 cm of latitude: far below a pixel, and neighbors keep common corners.
-_DECIMALS: Final = 7
-_RELATIVE: Final = "../"
-_WKB_POLYGON: Final = np.dtype(
-    [
-        ("little_endian", "u1"),
-        ("type", "<u4"),
-        ("n_rings", "<u4"),
-        ("n_points", "<u4"),
-        ("xy", "<f8", (5, 2)),
-    ]
-)
 _NOT_PROPERTIES: Final = frozenset(
-    ("id", "stac_version", "stac_extensions", "geometry", "bbox", "links", "assets", "collection")
-)
-
-
-def extension_urls(*names: str) -> list[str]:
-    """Name the schemas of STAC extensions at the versions used here, ``bec`` included.
-
-    Examples
-    --------
-    >>> extension_urls("grid")
-    ['https://stac-extensions.github.io/grid/v1.1.0/schema.json']
-    """
-    return [
-        BEC_SCHEMA
-        if name == "bec"
-        else f"https://stac-extensions.github.io/{name}/{_VERSIONS[name]}/schema.json"
-        for name in names
-    ]
-
-
-# --- footprints -----------------------------------------------------------------------------
-
-
-def footprints(
-    epsg: NDArray[np.int64], ulx: NDArray[np.int64], uly: NDArray[np.int64]
-) -> tuple[pa.Array, NDArray[np.float64]]:
-    """WGS84 polygons of patches: the four UTM corners, transformed.
-
-    A straight line between them leaves the edge of the UTM square by less than 0.1 m, so no
-    points are added along it.
-
-    Parameters
-    ----------
-    epsg, ulx, uly
-        UTM zone and upper-left corner in meters, shape (patch,).
-
-    Returns
-    -------
-    tuple
-        Arrow array of WKB polygons, counterclockwise from the lower left; and bounds, shape
-        (patch, 4) as west, south, east, north in degrees.
-    """
-    dx = np.array([0, PATCH_M, PATCH_M, 0, 0])
-    dy = np.array([-PATCH_M, -PATCH_M, 0, 0, -PATCH_M])
-    polygons = np.zeros(len(epsg), _WKB_POLYGON)
-    polygons["little_endian"], polygons["type"] = 1, 3
-    polygons["n_rings"], polygons["n_points"] = 1, 5
-    for zone in np.unique(epsg):
-        of_zone = epsg == zone
-        lon, lat = _to_wgs84(int(zone)).transform(
-            ulx[of_zone, None] + dx[:4], uly[of_zone, None] + dy[:4]
-        )
-        corners = np.stack([lon, lat], axis=-1).round(_DECIMALS)
-        polygons["xy"][of_zone] = corners[:, [0, 1, 2, 3, 0]]
-    xy = polygons["xy"]
-    bounds = np.concatenate([xy.min(axis=1), xy.max(axis=1)], axis=1)
-    offsets = np.arange(len(polygons) + 1, dtype=np.int32) * polygons.itemsize
-    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(polygons)]
-    return pa.Array.from_buffers(pa.binary(), len(polygons), buffers), bounds
-
-
-@functools.cache
-def _to_wgs84(epsg: int) -> pyproj.Transformer:
-    return pyproj.Transformer.from_crs(epsg, 4326, always_xy=True)
-
-
-# --- the items table ------------------------------------------------------------------------
-
-
-def items_table(
-    records: Sequence[PatchRecord],
-    rows: NDArray[np.int64],
-    *,
-    collection: str,
-    archive: Archive,
-    present: Mapping[str, NDArray[np.bool_]] | None = None,
-) -> pa.Table:
-    """Make the stac-geoparquet table of patches, one row each.
-
-    Parameters
-    ----------
-    records
-        The patches.
-    rows
-        Index of each along the patch axis of the cube, int64, shape (patch,).
-    collection
-        Id of the collection, which is the cube's id.
-    archive
-        Nomenclature of the records' labels.
-    present
-        For ``"s1/r10m"`` and ``"reference/r10m"``: whether the cube holds the group's pixels,
-        shape (patch,). By default, whether the record names the files.
-
-    Returns
-    -------
-    pyarrow.Table
-        In the order of ``records``, with geo metadata in the schema. Unknown is null.
-
-    Raises
-    ------
-    InvalidInputError
-        If lengths differ or a label is not in the nomenclature.
-
-    Examples
-    --------
-    >>> when = datetime(2017, 6, 13, 10, 10, 31, tzinfo=UTC)
-    >>> record = PatchRecord("a_6_57", "t", "33UUP", 6, 57, when, 32633, 307200, 5331600)
-    >>> table = items_table([record], np.array([5]), collection="mine", archive="v2")
-    >>> table["bec:row"].to_pylist(), table["bec:season"].to_pylist()
-    ([5], ['summer'])
-    """
-    n_patches = len(records)
-    if len(rows) != n_patches:
-        raise InvalidInputError(f"found {len(rows)} rows for {n_patches} records; expected as many")
-    epsg = np.array([r.epsg for r in records], np.int64)
-    ulx = np.array([r.ulx for r in records], np.int64)
-    uly = np.array([r.uly for r in records], np.int64)
-    wkb, bounds = footprints(epsg, ulx, uly)
-    acquired = np.array(
-        [r.acquired.astimezone(UTC).replace(tzinfo=None) for r in records], "datetime64[us]"
+    (
+        "id",
+        "type",
+        "stac_version",
+        "stac_extensions",
+        "geometry",
+        "bbox",
+        "links",
+        "assets",
+        "collection",
     )
-    month = acquired.astype("datetime64[M]").astype(np.int64) % 12
-    seasons = pa.array([season_of(datetime(2000, m, 1)) for m in range(1, 13)])
-    projected = np.stack([ulx, uly - PATCH_M, ulx + PATCH_M, uly], axis=1).astype(np.float64)
-    columns: dict[str, Any] = {
-        "id": _strings(r.id for r in records),
-        "stac_version": _same(STAC_VERSION, pa.string(), n_patches),
-        "stac_extensions": _same(
-            extension_urls("projection", "grid", "zarr", "bec"), pa.list_(pa.string()), n_patches
-        ),
-        "geometry": wkb,
-        "bbox": pa.StructArray.from_arrays(
-            [pa.array(bounds[:, i]) for i in range(4)], ["xmin", "ymin", "xmax", "ymax"]
-        ),
-        "links": _same(_stored_links(), _LINKS, n_patches),
-        "assets": _asset_column(records, present or {}),
-        "collection": _same(collection, pa.string(), n_patches),
-        "datetime": pa.array(acquired, pa.timestamp("us", "UTC")),
-        "platform": _strings(f"sentinel-{r.id[1:3].lower()}" for r in records),
-        "constellation": _same("sentinel-2", pa.string(), n_patches),
-        "instruments": _same(["msi"], pa.list_(pa.string()), n_patches),
-        "gsd": _same(10.0, pa.float64(), n_patches),
-        "bec:row": pa.array(rows, pa.int64()),
-        **_label_columns([r.labels for r in records], archive),
-        "bec:split": _strings(r.split for r in records),
-        "bec:country": _strings(r.country for r in records),
-        "bec:season": seasons.take(month),
-        "bec:snow": pa.array([r.flagged_snow for r in records], pa.bool_()),
-        "bec:cloud_or_shadow": pa.array([r.flagged_cloud_or_shadow for r in records], pa.bool_()),
-        "bec:place": _strings(r.place for r in records),
-        "bec:tile": _strings(r.tile for r in records),
-        "bec:s1_id": _strings(r.s1_id for r in records),
-        "proj:code": _strings(f"EPSG:{code}" for code in epsg.tolist()),
-        "proj:bbox": pa.ListArray.from_arrays(
-            np.arange(n_patches + 1, dtype=np.int32) * 4, pa.array(projected.ravel())
-        ),
-        "grid:code": _strings(f"MGRS-{r.mgrs}" for r in records),
-        "eo:cloud_cover": pa.nulls(n_patches, pa.float64()),
-    }
-    return pa.table(columns).replace_schema_metadata(_table_metadata())
-
-
-def items_parquet(table: pa.Table) -> bytes:
-    """Encode an items table as one parquet file, in the order it has.
-
-    Row groups hold 65,536 patches: neighbors in the cube are neighbors on the ground, so the
-    bounds kept for each row group let a reader skip most of them.
-    """
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd", row_group_size=_ROW_GROUP)
-    return sink.getvalue()
-
-
-_LINKS: Final = pa.list_(pa.struct({"rel": pa.string(), "href": pa.string(), "type": pa.string()}))
-_ASSET: Final = pa.struct(
-    {
-        "href": pa.string(),
-        "type": pa.string(),
-        "roles": pa.list_(pa.string()),
-        "zarr:node_type": pa.string(),
-        "zarr:zarr_format": pa.int64(),
-    }
 )
-
-
-def _strings(values: Iterator[str | None] | Any) -> pa.Array:
-    return pa.array(list(values), pa.string())
-
-
-def _same(value: Any, kind: pa.DataType, n: int) -> pa.ChunkedArray:
-    """Give a column of one value: its chunks are one buffer, whatever the length."""
-    chunk = pa.array([value], kind).take(pa.array(np.zeros(min(n, _ROW_GROUP), np.int64)))
-    starts = range(0, n, _ROW_GROUP)
-    return pa.chunked_array([chunk.slice(0, n - i) for i in starts], kind)
-
-
-def _stored_links() -> list[dict[str, str]]:
-    return [
-        {"rel": "collection", "href": f"{_RELATIVE}collection.json", "type": "application/json"},
-        {"rel": "store", "href": f"{_RELATIVE}cube.zarr", "type": ZARR_TYPE},
-    ]
-
-
-def _asset_column(
-    records: Sequence[PatchRecord], present: Mapping[str, NDArray[np.bool_]]
-) -> pa.ChunkedArray:
-    if S1_GROUP.path not in present:
-        pairs = [all(p in r.files for p in POLARIZATIONS) for r in records]
-        present = {**present, S1_GROUP.path: np.array(pairs, bool)}
-    if MAP_GROUP.path not in present:
-        maps = np.array(["map" in r.files for r in records], bool)
-        present = {**present, MAP_GROUP.path: maps}
-    always = np.ones(len(records), bool)
-    columns = {
-        path: _where(present.get(path, always), _stored_asset(group), _ASSET)
-        for path, group in GROUPS.items()
-    }
-    chunks = [
-        pa.StructArray.from_arrays([c.chunk(i) for c in columns.values()], list(columns))
-        for i in range(len(range(0, len(records), _ROW_GROUP)))
-    ]
-    return pa.chunked_array(chunks, pa.struct(dict.fromkeys(columns, _ASSET)))
-
-
-def _where(mask: NDArray[np.bool_], value: Any, kind: pa.DataType) -> pa.ChunkedArray:
-    """Give ``value`` where the mask is set and null elsewhere; whole chunks share a buffer."""
-    if mask.all():
-        return _same(value, kind, len(mask))
-    pair = pa.array([None, value], kind)
-    chunks = [
-        pair.take(pa.array(mask[i : i + _ROW_GROUP].astype(np.int64)))
-        for i in range(0, len(mask), _ROW_GROUP)
-    ]
-    return pa.chunked_array(chunks, kind)
-
-
-def _stored_asset(group: Group) -> dict[str, Any]:
-    whole = asset_definitions()[group.path]
-    return {"href": f"{_RELATIVE}cube.zarr/{group.path}"} | {
-        field.name: whole[field.name] for field in _ASSET if field.name != "href"
-    }
-
-
-def _label_columns(labels: Sequence[tuple[str, ...] | None], archive: Archive) -> dict[str, Any]:
-    """Class names in nomenclature order; few sets of labels occur, so each is mapped once."""
-    kind = pa.list_(pa.string())
-    names = NAMES_43 if archive == "v1" else NAMES_19
-    known = {given: _in_order(given, names) for given in set(labels) if given is not None}
-    own = [None if given is None else known[given] for given in labels]
-    if archive == "v2":
-        return {"bec:labels": pa.array(own, kind)}
-    to_19 = {given: labels_43_to_19(given) for given in known}
-    mapped = [None if given is None else to_19[given] for given in labels]
-    return {"bec:labels": pa.array(mapped, kind), "bec:labels_43": pa.array(own, kind)}
-
-
-def _in_order(labels: tuple[str, ...], names: tuple[str, ...]) -> tuple[str, ...]:
-    unknown = sorted(set(labels) - set(names))
-    if unknown:
-        raise InvalidInputError(
-            f"unknown label {unknown[0]!r}; expected a name of the {len(names)}-class nomenclature"
-        )
-    return tuple(name for name in names if name in labels)
-
-
-def _table_metadata() -> dict[str, str]:
-    covering = {edge: ["bbox", edge] for edge in ("xmin", "ymin", "xmax", "ymax")}
-    geometry = {
-        "encoding": "WKB",
-        "geometry_types": ["Polygon"],
-        "orientation": "counterclockwise",
-        "edges": "planar",
-        "covering": {"bbox": covering},
-    }
-    geo = {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": geometry}}
-    return {"geo": json.dumps(geo), "stac-geoparquet": json.dumps({"version": "1.1.0"})}
-
-
-# --- assets: what every item of a cube shares -----------------------------------------------
-
-
-@functools.cache
-def asset_definitions() -> Mapping[str, Mapping[str, Any]]:
-    """Everything about an item's assets but href and transform, by group path.
-
-    The same for every item, so it stands once in a collection (``item_assets``). Do not change
-    what is returned: it is shared.
-    """
-    definitions = {group.path: _s2_asset(group) for group in S2_GROUPS}
-    definitions[S1_GROUP.path] = _s1_asset()
-    definitions[MAP_GROUP.path] = _map_asset()
-    return definitions
-
-
-def _group_asset(group: Group, title: str, *roles: str) -> dict[str, Any]:
-    return {
-        "title": title,
-        "type": ZARR_TYPE,
-        "roles": ["data", *roles],
-        "gsd": group.resolution_m,
-        "data_type": group.dtype,
-        "proj:shape": [group.size_px, group.size_px],
-        "raster:spatial_resolution": group.resolution_m,
-        "zarr:node_type": "group",
-        "zarr:zarr_format": 3,
-    }
-
-
-def _s2_asset(group: Group) -> dict[str, Any]:
-    bands = [
-        {
-            "name": band.name,
-            "eo:common_name": band.common_name,
-            "eo:center_wavelength": band.center_um,
-            "eo:full_width_half_max": band.fwhm_um,
-        }
-        for name in group.bands
-        for band in S2_BANDS
-        if band.name == name
-    ]
-    title = f"Sentinel-2 surface reflectance, {group.resolution_m} m"
-    # 0 is no data and 10,000 is reflectance 1 in every Sentinel-2 Level-2A product of these
-    # archives (processing baselines before 04.00 have no offset).
-    scaling = {"nodata": 0, "raster:scale": 0.0001, "raster:offset": 0}
-    return {**_group_asset(group, title, "reflectance"), **scaling, "bands": bands}
-
-
-def _s1_asset() -> dict[str, Any]:
-    return {
-        **_group_asset(S1_GROUP, "Sentinel-1 backscatter (sigma nought), 10 m", "sigma0"),
-        "nodata": "nan",
-        "unit": "dB",
-        "sar:instrument_mode": "IW",
-        "sar:frequency_band": "C",
-        "sar:center_frequency": 5.405,
-        "sar:product_type": "GRD",
-        "sar:observation_direction": "right",
-        "sar:polarizations": list(POLARIZATIONS),
-        "bands": [{"name": name, "sar:polarizations": [name]} for name in POLARIZATIONS],
-    }
-
-
-def _map_asset() -> dict[str, Any]:
-    classes = [
-        {
-            "value": c.code,
-            "name": c.name.lower().replace(" ", "-").replace(",", "").replace("/", "-"),
-            "description": c.name,
-            "color_hint": c.color.removeprefix("#"),
-        }
-        for c in CLASSES_43
-    ]
-    classes.append({"value": NODATA_MAP, "name": "unlabelled", "description": "No CORINE polygon"})
-    return {
-        **_group_asset(MAP_GROUP, "CORINE land cover, level 3, 10 m", "labels"),
-        "nodata": NODATA_MAP,
-        "classification:classes": classes,
-    }
-
-
-# --- items ----------------------------------------------------------------------------------
 
 
 def items(table: pa.Table, *, cube_url: str) -> list[dict[str, Any]]:
@@ -472,7 +115,7 @@ def _item(row: Mapping[str, Any], ring: list[list[float]], base: str) -> dict[st
     assets = {
         key: {
             **asset_definitions()[key],
-            "href": base + asset["href"].removeprefix(_RELATIVE),
+            "href": base + asset["href"].removeprefix(RELATIVE),
             "proj:transform": _transform(GROUPS[key], west, north),
         }
         for key, asset in row["assets"].items()
@@ -482,7 +125,7 @@ def _item(row: Mapping[str, Any], ring: list[list[float]], base: str) -> dict[st
     extensions += ["sar"] * (S1_GROUP.path in assets)
     extensions += ["classification"] * (MAP_GROUP.path in assets)
     return {
-        "type": "Feature",
+        "type": row["type"],
         "stac_version": row["stac_version"],
         "stac_extensions": extension_urls(*extensions),
         "id": row["id"],
@@ -491,7 +134,7 @@ def _item(row: Mapping[str, Any], ring: list[list[float]], base: str) -> dict[st
         "bbox": [row["bbox"][edge] for edge in ("xmin", "ymin", "xmax", "ymax")],
         "properties": properties,
         "links": [
-            {**link, "href": base + link["href"].removeprefix(_RELATIVE)} for link in row["links"]
+            {**link, "href": base + link["href"].removeprefix(RELATIVE)} for link in row["links"]
         ],
         "assets": assets,
     }
@@ -503,3 +146,454 @@ def _transform(group: Group, west: float, north: float) -> list[float]:
 
 def _timestamp(when: datetime) -> str:
     return when.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+# --- collections ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _About:
+    """What is published of an archive; DOIs as registered with Crossref and DataCite."""
+
+    title: str
+    description: str
+    citation: str
+    doi: str | None
+    publications: tuple[tuple[str, str], ...]
+
+
+_IGARSS_2019: Final = (
+    "10.1109/IGARSS.2019.8900532",
+    (
+        "G. Sumbul, M. Charfuelan, B. Demir, V. Markl: BigEarthNet: A Large-Scale Benchmark Archive "
+        "for Remote Sensing Image Understanding. IGARSS 2019, pp. 5901-5904."
+    ),
+)
+_GRSM_2021: Final = (
+    "10.1109/MGRS.2021.3089174",
+    (
+        "G. Sumbul, A. de Wall, T. Kreuziger, F. Marcelino, H. Costa, P. Benevides, M. Caetano, "
+        "B. Demir, V. Markl: BigEarthNet-MM: A Large-Scale, Multimodal, Multilabel Benchmark Archive "
+        "for Remote Sensing Image Classification and Retrieval. IEEE Geoscience and Remote Sensing "
+        "Magazine 9(3), 2021."
+    ),
+)
+_REBEN: Final = (
+    "10.48550/arXiv.2407.03653",
+    (
+        "K. N. Clasen, L. Hackel, T. Burgert, G. Sumbul, B. Demir, V. Markl: reBEN: Refined "
+        "BigEarthNet Dataset for Remote Sensing Image Analysis. IGARSS 2025."
+    ),
+)
+_ABOUT: Final[Mapping[Archive, _About]] = {
+    "v1": _About(
+        "BigEarthNet v1.0",
+        "Sentinel-2 patches of 1200 m x 1200 m with CORINE Land Cover labels (43 classes, and 19 "
+        "derived from them), each paired with a Sentinel-1 patch; ten European countries, June "
+        "2017 to May 2018.",
+        _IGARSS_2019[1],
+        None,
+        (_IGARSS_2019, _GRSM_2021),
+    ),
+    "v2": _About(
+        "BigEarthNet v2.0 (reBEN)",
+        "Pairs of Sentinel-1 and Sentinel-2 patches of 1200 m x 1200 m with CORINE Land Cover "
+        "labels (19 classes) and pixel-level reference maps; ten European countries, June 2017 "
+        "to May 2018, processed anew with sen2cor 2.11.",
+        _REBEN[1],
+        "10.5281/zenodo.10891137",
+        (_REBEN, _IGARSS_2019, _GRSM_2021),
+    ),
+}
+_PROVIDERS: Final = [
+    {
+        "name": "Technische Universität Berlin and BIFOLD",
+        "roles": ["producer", "licensor"],
+        "url": "https://bigearth.net",
+    },
+    {
+        "name": "European Union, Copernicus Programme",
+        "description": "Sentinel-1 and Sentinel-2 data; CORINE Land Cover 2018",
+        "roles": ["producer"],
+        "url": "https://www.copernicus.eu",
+    },
+]
+_COLUMNS: Final = {
+    "id": "Name of the Sentinel-2 patch, as published",
+    "geometry": "Footprint, WGS84",
+    "datetime": "Sensing time of the Sentinel-2 view, UTC",
+    "bec:row": "Index along the patch axis of every array of the cube",
+    "bec:labels": "Land-cover classes present, 19-class nomenclature; null where unknown",
+    "bec:labels_43": "Land-cover classes present, CORINE level 3; null where unknown",
+    "bec:split": "train, validation or test; null where the patch has none",
+    "bec:country": "Country",
+    "bec:season": "Season by calendar month of acquisition",
+    "bec:snow": "Flagged for seasonal snow",
+    "bec:cloud_or_shadow": "Flagged for cloud or cloud shadow",
+    "bec:place": "Footprint: MGRS square, column, row; shared by all dates of it",
+    "bec:tile": "Acquisition the patch was cut from",
+    "bec:s1_id": "Name of the Sentinel-1 view of the pair",
+    "proj:code": "UTM zone",
+    "proj:bbox": "West, south, east, north in the UTM zone, meters",
+    "grid:code": "MGRS square",
+}
+
+
+def collection(
+    identifier: str,
+    *,
+    archive: Archive,
+    items: pa.Table,
+    tables: Sequence[str] = (),
+    version: str | None = None,
+) -> dict[str, Any]:
+    """Describe a cube as a STAC 1.1 Collection, to lie beside it as ``collection.json``.
+
+    Parameters
+    ----------
+    identifier
+        Id of the cube.
+    archive
+        Where its patches come from.
+    items
+        Items table of the whole cube; not empty.
+    tables
+        Keys of its files below the cube, e.g. ``"items/r1-0.parquet"``.
+    version
+        Name of the newest release.
+
+    Returns
+    -------
+    dict
+        Hrefs are relative to the cube.
+    """
+    boxes = items["bbox"].combine_chunks()
+    edges = [pc.struct_field(boxes, edge) for edge in ("xmin", "ymin", "xmax", "ymax")]
+    extremes = (pc.min, pc.min, pc.max, pc.max)
+    bbox = [extreme(edge).as_py() for extreme, edge in zip(extremes, edges, strict=True)]
+    times = pc.min_max(items["datetime"]).as_py()
+    described = _describe(
+        identifier,
+        archive=archive,
+        bbox=bbox,
+        interval=(times["min"], times["max"]),
+        n_patches=len(items),
+        groups=_groups_present(items),
+        summaries={
+            name: _in_order_of(_distinct(items[name]), order)
+            for name, order in {
+                "platform": (),
+                "bec:country": COUNTRIES,
+                "bec:season": SEASONS,
+                "bec:split": SPLITS,
+                "proj:code": (),
+                "grid:code": (),
+            }.items()
+        },
+        version=version,
+    )
+    described["links"] += [
+        {"rel": "store", "href": "./cube.zarr", "type": ZARR_TYPE},
+        *({"rel": "items", "href": f"./{key}", "type": PARQUET_TYPE} for key in tables),
+    ]
+    described["assets"] = {
+        "cube": {
+            "href": "./cube.zarr",
+            "title": "All pixels and labels",
+            "type": ZARR_TYPE,
+            "roles": ["data"],
+            "zarr:node_type": "group",
+            "zarr:zarr_format": 3,
+            "zarr:consolidated": True,
+        },
+        **{
+            key: {
+                "href": f"./{key}",
+                "title": "Items, stac-geoparquet",
+                "type": PARQUET_TYPE,
+                "roles": ["collection-mirror"],
+            }
+            for key in tables
+        },
+        "intake": _intake_asset("./intake.yaml"),
+    }
+    return described
+
+
+def _groups_present(items: pa.Table) -> list[Group]:
+    """List the groups that any item has an asset of."""
+    assets = items["assets"].combine_chunks()
+    return [
+        group
+        for path, group in GROUPS.items()
+        if pc.struct_field(assets, path).null_count < len(items)
+    ]
+
+
+def _distinct(column: pa.ChunkedArray) -> list[str]:
+    return sorted(value for value in column.unique().to_pylist() if value is not None)
+
+
+def _in_order_of(values: list[str], order: Sequence[str]) -> list[str]:
+    return [v for v in order if v in values] + [v for v in values if v not in order]
+
+
+def _intake_asset(href: str) -> dict[str, Any]:
+    return {
+        "href": href,
+        "title": "Intake catalog",
+        "type": YAML_TYPE,
+        "roles": ["metadata"],
+    }
+
+
+def _describe(
+    identifier: str,
+    *,
+    archive: Archive,
+    bbox: Sequence[float],
+    interval: tuple[datetime, datetime],
+    n_patches: int,
+    groups: Sequence[Group],
+    summaries: Mapping[str, Sequence[str]],
+    version: str | None,
+) -> dict[str, Any]:
+    """Everything about a collection that does not depend on where it lies."""
+    about = _ABOUT[archive]
+    labels = {"bec:labels": list(NAMES_19)}
+    if archive == "v1":
+        labels["bec:labels_43"] = list(NAMES_43)
+    columns = {k: v for k, v in _COLUMNS.items() if archive == "v1" or k != "bec:labels_43"}
+    extensions = ["projection", "eo", "raster", "zarr", "datacube", "table", "scientific", "bec"]
+    extensions += ["sar"] * (S1_GROUP in groups) + ["classification"] * (MAP_GROUP in groups)
+    extensions += ["version"] * (version is not None)
+    return {
+        "type": "Collection",
+        "stac_version": STAC_VERSION,
+        "stac_extensions": extension_urls(*extensions),
+        "id": identifier,
+        "title": about.title,
+        "description": about.description,
+        "keywords": ["BigEarthNet", "Sentinel-1", "Sentinel-2", "land cover", "CORINE"],
+        "license": LICENSE,
+        "providers": _PROVIDERS,
+        **({"version": version} if version is not None else {}),
+        "extent": {
+            "spatial": {"bbox": [list(bbox)]},
+            "temporal": {"interval": [[_timestamp(when) for when in interval]]},
+        },
+        "summaries": {
+            "constellation": ["sentinel-2"],
+            "instruments": ["msi"],
+            "gsd": [group.resolution_m for group in S2_GROUPS],
+            **{name: list(values) for name, values in summaries.items() if values},
+            **labels,
+        },
+        "bec:archive": archive,
+        "sci:citation": about.citation,
+        **({"sci:doi": about.doi} if about.doi else {}),
+        "sci:publications": [
+            {"doi": doi, "citation": citation} for doi, citation in about.publications
+        ],
+        **_datacube(archive, bbox, groups),
+        "table:columns": [{"name": name, "description": text} for name, text in columns.items()],
+        "table:primary_geometry": "geometry",
+        "table:row_count": n_patches,
+        "item_assets": {group.path: dict(asset_definitions()[group.path]) for group in groups},
+        "links": [
+            {"rel": "license", "href": "https://cdla.dev/permissive-1-0/", "type": "text/html"},
+            *(
+                {"rel": "cite-as", "href": f"https://doi.org/{doi}"}
+                for doi in ([about.doi] if about.doi else [about.publications[0][0]])
+            ),
+        ],
+    }
+
+
+def _datacube(archive: Archive, bbox: Sequence[float], groups: Sequence[Group]) -> dict[str, Any]:
+    offset = {"type": "offset", "extent": [0, PATCH_M], "unit": "m"}
+    nomenclatures = {"label_19": ("class_19", NAMES_19), "label_43": ("class_43", NAMES_43)}
+    if archive == "v2":
+        del nomenclatures["label_43"]
+    dimensions = {
+        "patch": {
+            "type": "geometry",
+            "axes": ["x", "y"],
+            "bbox": list(bbox),
+            "geometry_types": ["Polygon"],
+            "description": "Patches; the index is bec:row of the items",
+        },
+        "y": {**offset, "description": "South of the patch's upper edge"},
+        "x": {**offset, "description": "East of the patch's left edge"},
+        **{
+            f"{group.path}/{group.axis}": {"type": "bands", "values": list(group.bands)}
+            for group in groups
+            if group.axis
+        },
+        **{name: {"type": "class", "values": list(v)} for name, v in nomenclatures.values()},
+    }
+    variables = {f"{g.path}/{g.array}": _variable(g) for g in groups}
+    for label, (dimension, _) in nomenclatures.items():
+        variables[label] = {
+            "variable_type": "auxiliary",
+            "dimensions": ["patch", dimension],
+            "data_type": "uint8",
+        }
+    return {"cube:dimensions": dimensions, "cube:variables": variables}
+
+
+def _variable(group: Group) -> dict[str, Any]:
+    definition = asset_definitions()[group.path]
+    bands = [f"{group.path}/{group.axis}"] if group.axis else []
+    return {
+        "variable_type": "data",
+        "description": definition["title"],
+        "dimensions": ["patch", *bands, "y", "x"],
+        "data_type": group.dtype,
+        "nodata": definition["nodata"],
+        **({"unit": definition["unit"]} if "unit" in definition else {}),
+    }
+
+
+# --- the published catalog ------------------------------------------------------------------
+
+
+def build_catalog(directory: str | Path, *, base_url: str | None = None) -> list[Path]:
+    """Write the static catalog of the published archives.
+
+    Everything comes from tables in this package, so the same version always writes the same
+    bytes.
+
+    Parameters
+    ----------
+    directory
+        Local folder; made where it is missing.
+    base_url
+        URL the folder will be served from; adds ``self`` links. Without it the catalog is
+        self-contained: all its links are relative.
+
+    Returns
+    -------
+    list of pathlib.Path
+        The files, in the order written.
+    """
+    names = {archive: f"bigearthnet-{archive}" for archive in ARCHIVES}
+    root = {
+        "type": "Catalog",
+        "stac_version": STAC_VERSION,
+        "id": "bigearthnet",
+        "title": "BigEarthNet",
+        "description": "The BigEarthNet archives as cubes: one item a patch, one row an item.",
+        "links": [
+            {"rel": "root", "href": "./catalog.json", "type": JSON_TYPE},
+            *(
+                {
+                    "rel": "child",
+                    "href": f"./{name}/collection.json",
+                    "type": JSON_TYPE,
+                    "title": _ABOUT[archive].title,
+                }
+                for archive, name in names.items()
+            ),
+        ],
+    }
+    documents: dict[str, Any] = {"catalog.json": root}
+    for archive, name in names.items():
+        documents[f"{name}/collection.json"] = _published(name, archive)
+    if base_url is not None:
+        for path, document in documents.items():
+            href = f"{base_url.rstrip('/')}/{path}"
+            document["links"].insert(0, {"rel": "self", "href": href, "type": JSON_TYPE})
+    texts = {
+        path: json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+        for path, document in documents.items()
+    }
+    texts["bigearthnet.yaml"] = intake_catalog(_FROM_ENVIRONMENT)
+    written = []
+    for path, text in texts.items():
+        target = Path(directory) / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text, encoding="utf-8")
+        written.append(target)
+    return written
+
+
+def _published(name: str, archive: Archive) -> dict[str, Any]:
+    own = [t for t in tiles() if (t.n_v1 if archive == "v1" else t.n_v2)]
+    described = _describe(
+        name,
+        archive=archive,
+        bbox=_square_bounds((t.epsg, t.ulx, t.uly) for t in own),
+        interval=(min(t.acquired for t in own), max(t.acquired for t in own)),
+        n_patches=sum(t.n_v1 if archive == "v1" else t.n_v2 for t in own),
+        groups=[g for g in GROUPS.values() if archive == "v2" or g != MAP_GROUP],
+        summaries={
+            "platform": sorted({f"sentinel-{t.product[1:3].lower()}" for t in own}),
+            "bec:country": COUNTRIES,
+            "bec:season": SEASONS,
+            "bec:split": SPLITS,
+            "proj:code": sorted({f"EPSG:{t.epsg}" for t in own}),
+            "grid:code": sorted({f"MGRS-{t.mgrs}" for t in own}),
+        },
+        version="1.0" if archive == "v1" else "2.0",
+    )
+    described["links"] += [
+        {"rel": "root", "href": "../catalog.json", "type": JSON_TYPE},
+        {"rel": "parent", "href": "../catalog.json", "type": JSON_TYPE},
+    ]
+    described["assets"] = {"intake": _intake_asset("../bigearthnet.yaml")}
+    return described
+
+
+def _square_bounds(corners: Iterable[tuple[int, int, int]]) -> list[float]:
+    """West, south, east, north of all patches along the rims of squares of 91 x 91."""
+    last = PATCHES_PER_SIDE - 1
+    along = np.arange(PATCHES_PER_SIDE)
+    col = np.concatenate([along, along, 0 * along, 0 * along + last])
+    row = np.concatenate([0 * along, 0 * along + last, along, along])
+    squares = np.array(sorted(set(corners)), np.int64)
+    epsg = np.repeat(squares[:, 0], len(col))
+    ulx = (squares[:, 1, None] + PATCH_M * col).ravel()
+    uly = (squares[:, 2, None] - PATCH_M * row).ravel()
+    _, bounds = footprints(epsg, ulx, uly)
+    west, south = np.floor(bounds[:, :2].min(axis=0) * 1e4) / 1e4
+    east, north = np.ceil(bounds[:, 2:].max(axis=0) * 1e4) / 1e4
+    return [float(west), float(south), float(east), float(north)]
+
+
+_FROM_ENVIRONMENT: Final = "{{ env(BEC_CUBE) }}"
+_SOURCES: Final = (
+    ("cube", "bigearth_cube", "Everything, as an xarray.DataTree", None),
+    ("items", "bigearth_items", "One row a patch, as an Arrow table (stac-geoparquet)", None),
+    (
+        "s2",
+        "bigearth_group",
+        "Sentinel-2 at one resolution: res is r10m, r20m or r60m",
+        S2_GROUPS[0],
+    ),
+    ("s1", "bigearth_group", "Sentinel-1 backscatter, VV and VH, dB", S1_GROUP),
+    ("reference", "bigearth_group", "CORINE land cover, level-3 codes", MAP_GROUP),
+)
+
+
+def intake_catalog(url: str = "{{ CATALOG_DIR }}") -> str:
+    """Write the Intake catalog of a cube, in the V1 format its drivers need.
+
+    Parameters
+    ----------
+    url
+        Template of the cube's URL; by default the folder the catalog lies in.
+
+    Returns
+    -------
+    str
+        YAML.
+    """
+    lines = ["metadata:", "  version: 1", "sources:"]
+    for name, driver, description, group in _SOURCES:
+        lines += [f"  {name}:", f"    driver: {driver}", f'    description: "{description}"']
+        lines += ["    args:", f'      url: "{url}"']
+        if group is not None:
+            sensor, res = group.path.split("/")
+            lines += [f"      sensor: {sensor}", f"      res: {res}"]
+    return "\n".join(lines) + "\n"
