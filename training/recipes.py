@@ -47,6 +47,7 @@ def tb_cnn_small(labels: str) -> Config:
         learning_rate=1e-3,
         schedule="cosine",
         warmup=0.05,
+        batch_norm_momentum=0.05,
         augment=True,
         tune_threshold=True,
         precision="auto",

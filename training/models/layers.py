@@ -223,3 +223,10 @@ def dense(in_features: int, out_features: int) -> nn.Linear:
     nn.init.xavier_uniform_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
+
+
+def set_batch_norm_momentum(network: nn.Module, momentum: float) -> None:
+    """Set the weight of a batch in the running statistics of every batch norm."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            module.momentum = momentum

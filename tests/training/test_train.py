@@ -1,0 +1,169 @@
+"""The loop: it learns, it can be stopped, and it says what is wrong."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from bigearth_cube.cube import Cube
+from bigearth_cube.errors import CubeIntegrityError, InvalidInputError
+from bigearth_cube.storage import Storage
+from training import train as training_loop
+from training.checkpoint import load
+from training.config import Config
+from training.recipes import recipe
+from training.train import METRICS, NON_FINITE, EpochLine, NonFiniteLossError, Run, fit
+
+
+def small(**overrides: object) -> Config:
+    values = {"batch_size": 24, "epochs": 2, "batch_norm_momentum": 0.3, **overrides}
+    return recipe("tb-cnn-small", "label_19", **values)
+
+
+def run(cube: Cube, out: str, config: Config, **arguments: object) -> Run:
+    values = {"save_every_s": 0.0, "validation": cube.search(split="validation"), **arguments}
+    return fit(cube, config, train=cube.search(split="train"), out=out, **values)  # type: ignore[arg-type]
+
+
+class StoppedError(Exception):
+    """Stands for a kill between two epochs."""
+
+
+def stop_after(n_epochs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the process end right after the last checkpoint of an epoch was written."""
+    save = training_loop.save
+
+    def save_and_stop(checkpoint: training_loop.Checkpoint, storage: Storage, key: str) -> None:
+        save(checkpoint, storage, key)
+        if key == "last.pt" and checkpoint.epoch == n_epochs:
+            raise StoppedError
+
+    monkeypatch.setattr(training_loop, "save", save_and_stop)
+
+
+@pytest.fixture(scope="module")
+def finished(learnable: Cube, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return run(learnable, str(tmp_path_factory.mktemp("runs") / "one"), small())
+
+
+def test_the_loss_falls_and_every_epoch_is_one_flat_line(finished: Run) -> None:
+    lines = [json.loads(line) for line in Storage(finished.url).read(METRICS).splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2]
+    assert lines[-1]["train_loss"] < lines[0]["train_loss"]
+    for line in lines:
+        assert {"train_loss", "validation_loss", "validation_f1"} <= line.keys()
+        assert all(isinstance(value, int | float) for value in line.values())
+        assert line["patches_per_s"] > 0
+        assert 0 <= line["wait_share"] <= 1
+    assert [EpochLine(**line) for line in lines] == list(finished.history)
+
+
+def test_the_best_epoch_is_kept_with_its_threshold_and_provenance(
+    finished: Run, learnable: Cube
+) -> None:
+    best = load(finished.url)
+    scores = [line.validation_f1 for line in finished.history]
+    assert finished.best_f1 == max(s for s in scores if s is not None) == best.best_f1
+    assert finished.best_epoch == scores.index(finished.best_f1) + 1 == best.best_epoch
+    assert best.threshold == finished.history[finished.best_epoch - 1].threshold
+    assert best.selection == learnable.search(split="train").digest
+    assert (best.cube_id, best.release) == (learnable.id, learnable.release.name)
+    assert best.class_names == learnable.class_names("label_19")
+    assert best.optimizer is None
+
+
+def test_a_stopped_run_resumes_to_the_same_weights_bit_for_bit(
+    finished: Run, learnable: Cube, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = str(tmp_path / "stopped")
+    with monkeypatch.context() as patched:
+        stop_after(1, patched)
+        with pytest.raises(StoppedError):
+            run(learnable, out, small())
+    torch.manual_seed(12345)  # whatever the new process drew before
+    resumed = run(learnable, out, small(), resume=True)
+    for name in ("best.pt", "last.pt"):
+        expected, found = load(f"{finished.url}/{name}"), load(f"{out}/{name}")
+        assert found.epoch == expected.epoch
+        assert all(torch.equal(found.model[k], expected.model[k]) for k in expected.model)
+    assert (resumed.best_f1, resumed.threshold) == (finished.best_f1, finished.threshold)
+    assert [
+        replace(line, seconds=0, patches_per_s=0, wait_share=0) for line in resumed.history
+    ] == [replace(line, seconds=0, patches_per_s=0, wait_share=0) for line in finished.history]
+
+
+def test_resuming_a_finished_run_changes_nothing(finished: Run, learnable: Cube) -> None:
+    before = {key: Storage(finished.url).read(key) for key, _ in Storage(finished.url).list()}
+    again = run(learnable, finished.url, small(), resume=True)
+    assert again == finished
+    after = {key: Storage(finished.url).read(key) for key, _ in Storage(finished.url).list()}
+    assert after == before
+    assert set(before) == {"best.pt", "last.pt", METRICS}
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(finished: Run, learnable: Cube) -> None:
+    with pytest.raises(InvalidInputError, match="holds a run; resume it"):
+        run(learnable, finished.url, small())
+
+
+def test_a_run_of_another_config_or_selection_is_not_resumed(
+    finished: Run, learnable: Cube
+) -> None:
+    with pytest.raises(InvalidInputError, match=r"learning_rate 0\.001 / 0\.5"):
+        run(learnable, finished.url, small(learning_rate=0.5), resume=True)
+    with pytest.raises(InvalidInputError, match="selection '"):
+        fit(
+            learnable,
+            small(),
+            train=learnable.search(split="test"),
+            out=finished.url,
+            resume=True,
+        )
+
+
+def test_a_damaged_checkpoint_is_refused_by_its_name(
+    finished: Run, learnable: Cube, tmp_path: Path
+) -> None:
+    data = bytearray(Storage(finished.url).read("last.pt"))
+    data[len(data) // 2] ^= 1
+    Storage(tmp_path).write("last.pt", bytes(data))
+    with pytest.raises(CubeIntegrityError, match=r"last\.pt: the checkpoint is damaged"):
+        run(learnable, str(tmp_path), small(), resume=True)
+
+
+def test_without_validation_the_last_epoch_is_kept(learnable: Cube) -> None:
+    config = small()
+    result = run(learnable, "memory://runs/without-validation", config, validation=None)
+    assert result.best_f1 is None
+    assert result.threshold == 0.5
+    assert [line.validation_f1 for line in result.history] == [None, None]
+    best, last = (load(f"{result.url}/{name}") for name in ("best.pt", "last.pt"))
+    assert best.epoch == last.epoch == 2
+    assert all(torch.equal(best.model[k], last.model[k]) for k in best.model)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_saves_the_rows(
+    learnable: Cube, tmp_path: Path
+) -> None:
+    config = small(learning_rate=1e30, schedule="constant", precision="float32")
+    with pytest.raises(NonFiniteLossError, match="not a finite number") as caught:
+        run(learnable, str(tmp_path), config)
+    about = json.loads((tmp_path / NON_FINITE).read_text())
+    assert str(tmp_path / NON_FINITE) in str(caught.value)
+    train = learnable.search(split="train")
+    assert len(about["rows"]) == len(about["ids"]) == config.batch_size
+    assert set(about["rows"]) <= set(train.rows.tolist())
+    assert set(about["ids"]) <= set(train.ids.to_pylist())
+    assert about["epoch"] == 1
+    assert about["step"] > 1
+    assert not (tmp_path / "last.pt").exists()
+
+
+def test_the_learning_rate_of_the_last_step_is_almost_zero(finished: Run) -> None:
+    assert 0 < finished.history[-1].learning_rate < 1e-4
+    assert math.isclose(
+        finished.history[0].learning_rate, small().learning_rate_at(1, 4), rel_tol=1e-12
+    )
