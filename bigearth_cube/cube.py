@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from bigearth_cube import layout as layouts
 from bigearth_cube import search as searching
 from bigearth_cube.errors import CubeIntegrityError, InvalidInputError, NotFoundError
+from bigearth_cube.item_index import ItemIndex
 from bigearth_cube.layout import CubeLayout, Documents
 from bigearth_cube.nomenclature import (
     COUNTRIES,
@@ -222,8 +223,10 @@ class Cube:
         store = self.storage.child(ZARR).zarr_store()
         opened = xr.open_datatree(store, engine="zarr", consolidated=True, chunks={})
         root = opened.to_dataset(inherit=False)
-        shared = {name: c for name, c in root.coords.items() if c.dims == ("patch",)}
-        shared["row"] = xr.DataArray(np.arange(root.sizes["patch"]), dims="patch")
+        # Variables, not arrays: an array would bring the root's `id` and `acquired` along, over
+        # those of the Sentinel-1 group.
+        shared = {name: c.variable for name, c in root.coords.items() if c.dims == ("patch",)}
+        shared["row"] = xr.Variable("patch", np.arange(root.sizes["patch"]))
         rows = _as_slice(self.rows)
         nodes: dict[str, xr.Dataset] = {}
         for node in opened.subtree:
@@ -252,10 +255,14 @@ class Cube:
         InvalidInputError
             If the query is malformed or names an unknown property.
         """
-        rows = searching.search(self.items, **query)
+        rows = searching.search(self._index, **query)
         return searching.Selection.of(
             self.items, rows, cube_id=self.id, release=self.release.name, query=query
         )
+
+    @functools.cached_property
+    def _index(self) -> ItemIndex:
+        return ItemIndex(self.items)
 
     def column(self, path: str) -> NDArray[Any]:
         """Return a whole column, e.g. ``"epsg"`` or ``"s1/r10m/present"``, padding included.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
+import itertools
 import json
 import logging
 import os
@@ -302,6 +303,7 @@ def ingest(
         )
         for kind in KINDS
     }
+    assert all(account.balanced for account in accounts_by_kind.values()), accounts_by_kind
     return IngestReport(
         cube_url=storage.url,
         release=release,
@@ -450,7 +452,7 @@ def _write_shards(
         return client.submit(task, writer, shard, first, plan.records_of(shard), pure=False)
 
     running = distributed.as_completed(
-        [submit(shard) for shard, _ in zip(waiting, range(window), strict=False)]
+        [submit(shard) for shard in itertools.islice(waiting, window)]
     )
     for future in running:
         account = future.result()
@@ -551,6 +553,7 @@ def _finish(
     accounts: Sequence[_ShardAccount],
 ) -> Cube:
     """Write columns, items and documents, then publish."""
+    assert sorted(a.shard for a in accounts) == plan.shards()
     void = {row for account in accounts for row in account.void}
     rows = np.array(
         [plan.start + i for i in range(len(plan.records)) if plan.start + i not in void], np.int64
@@ -617,7 +620,11 @@ def _put_descriptions(
 ) -> None:
     tables = [key for release in releases for key in release.tables]
     collection = stac.collection(
-        writer.cube_id, archive=writer.layout.archive, items=items, tables=tables
+        writer.cube_id,
+        archive=writer.layout.archive,
+        items=items,
+        tables=tables,
+        version=releases[-1].name,
     )
     put("collection.json", json.dumps(collection, indent=1, ensure_ascii=False).encode())
     put("intake.yaml", stac.intake_catalog().encode())
@@ -700,7 +707,7 @@ def _cluster(
             n_workers=n_workers,
             threads_per_worker=1,
             processes=n_workers > 1,
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",
             memory_limit=0,
         ) as cluster,
         distributed.Client(cluster) as own,

@@ -48,6 +48,8 @@ def test_our_tree_leaves_padding_out_and_says_the_row(cube: Cube) -> None:
         np.testing.assert_array_equal(dataset["row"], np.arange(600))
         assert {"tile", "place", "epsg", "ulx", "uly", "has_labels"} <= set(dataset.coords)
     assert cube.tree["s2/r20m"]["band"].values.tolist() == list(GROUPS["s2/r20m"].bands)
+    assert cube.tree["id"].values[0].startswith("S2A_")
+    assert cube.tree["s1/r10m"]["id"].values[0].startswith("S1A_")
     assert cube.tree["acquired"].values[0] == np.datetime64("2017-06-13T10:10:31")
 
 

@@ -169,7 +169,11 @@ def test_damage_ends_the_epoch_and_names_object_and_rows(
     sound = path.read_bytes()
     damaged = bytearray(sound)
     damaged[5_000] ^= 1
-    for content, reason in ((bytes(damaged), "checksum"), (sound[:-9], "index|checksum"), (None, "missing")):
+    for content, reason in (
+        (bytes(damaged), "checksum"),
+        (sound[:-9], "index|checksum"),
+        (None, "missing"),
+    ):
         path.unlink() if content is None else path.write_bytes(content)
         options: dict[str, Any] = {"engine": dask_client if engine == "dask" else "threads"}
         with BatchLoader(cube, batch_size=64, groups=SMALL, **options) as loader:

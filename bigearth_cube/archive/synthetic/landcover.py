@@ -2,7 +2,7 @@
 
 The shares of classes by country and how often two of them meet are measured on the official
 lists of reBEN (549,488 patches), so that synthetic labels are as frequent and as mixed as real
-ones. A map holds exactly the classes it was asked for, each on at least 4 % of the patch:
+ones. A map holds exactly the classes it was asked for, each on at least 8 % of the patch:
 labels are what is there.
 """
 
@@ -89,8 +89,8 @@ _DROPPED_SHARE: Final = 0.05
 _LINEAR: Final = frozenset((122, 511))
 _SEA: Final = frozenset((521, 522, 523, 423))
 
-MIN_SHARE: Final = 0.04
-"""Least share of a patch for a class drawn in it: 5.8 ha, the part of a CORINE polygon (25 ha
+MIN_SHARE: Final = 0.08
+"""Least share of a patch for a class drawn in it: 11.5 ha, the part of a CORINE polygon (25 ha
 at least) that a patch border may leave."""
 _GAP_SHARE: Final = 0.03
 """Share of patches with a strip that no polygon covers."""
@@ -190,7 +190,7 @@ def labels_of(codes: tuple[int, ...], archive: Archive) -> tuple[str, ...]:
 def _shares(rng: np.random.Generator, codes: tuple[int, ...]) -> list[float]:
     """Share of the patch for each class; sums to 1, none below MIN_SHARE."""
     free = 1 - MIN_SHARE * len(codes)
-    return [MIN_SHARE + free * float(s) for s in rng.dirichlet([2.0] * len(codes))]
+    return [MIN_SHARE + free * float(s) for s in rng.dirichlet([3.0] * len(codes))]
 
 
 def _suitability(rng: np.random.Generator, code: int, noise: dict[str, Field]) -> Field:
@@ -215,7 +215,7 @@ def draw_map(
     rng
         Source of the draw: the same for every date of a place.
     codes
-        CLC level-3 codes, 1 to 20 of them.
+        CLC level-3 codes, 1 to 12 of them.
     noise
         The noise fields of ``textures.canvases``.
 
@@ -233,7 +233,7 @@ def draw_map(
     free = np.arange(ground.size)
     for code, share in zip(order[:-1], shares[:-1], strict=True):
         # Roads and rivers stay narrow, and dropped classes stay under the quarter v2 allows.
-        share = min(share, 0.08) if code in _LINEAR else share
+        share = min(share, 0.09) if code in _LINEAR else share
         share = min(share, 0.2) if code in _DROPPED else share
         n_px = max(1, round(share * ground.size))
         suits = _suitability(rng, code, noise).ravel()[free]

@@ -20,7 +20,7 @@ CHANNELS: Final = (*(band.name for band in S2_BANDS), *POLARIZATIONS)
 # fmt: off
 MATERIALS: Final[dict[str, tuple[float, ...]]] = {
     #               B01   B02   B03   B04   B05   B06   B07   B08   B8A   B09   B11   B12   VV     VH
-    "clear water": (260,  230,  190,  115,  110,   95,   90,   85,   80,   75,   45,   30, -21.0, -28.5),
+    "clear water": (230,  205,  180,  115,  110,   95,   90,   85,   80,   75,   45,   30, -21.0, -28.5),
     "murky water": (340,  380,  470,  330,  330,  220,  210,  190,  170,  160,   80,   50, -18.5, -27.0),
     "foam":        (420,  450,  430,  340,  320,  290,  280,  270,  250,  230,  150,  110, -15.5, -26.0),
     "wet mud":     (330,  400,  540,  580,  700,  820,  880,  920,  980, 1000,  850,  600, -14.5, -22.5),
@@ -40,8 +40,8 @@ MATERIALS: Final[dict[str, tuple[float, ...]]] = {
     "sand":        (1350, 1750, 2200, 2600, 2800, 2900, 3000, 3100, 3200, 3200, 3600, 3200, -15.0, -24.0),
     "rock":        (700,  850, 1020, 1170, 1300, 1400, 1480, 1550, 1630, 1680, 2000, 1750, -11.0, -18.5),
     "char":        (200,  240,  290,  340,  420,  520,  580,  640,  720,  760, 1300, 1250, -11.0, -18.0),
-    "snow":        (4300, 4700, 4600, 4600, 4500, 4300, 4200, 4150, 4050, 3600,  550,  480, -12.5, -20.0),
-    "cloud":       (4000, 4200, 4000, 4100, 4250, 4400, 4500, 4600, 4600, 3600, 3300, 2500,   0.0,   0.0),
+    "snow":        (3300, 3500, 3450, 3500, 3500, 3500, 3550, 3550, 3550, 3300,  600,  500, -12.5, -20.0),
+    "cloud":       (3400, 3500, 3400, 3500, 3700, 4000, 4200, 4300, 4400, 3700, 3300, 2500,   0.0,   0.0),
 }
 """Typical level-2A reflectance x 10,000 by band and C-band backscatter at mid incidence. Means of
 homogeneous targets, rounded, and adjusted by up to a quarter so that an archive with the
@@ -50,9 +50,9 @@ published class shares has the published band statistics."""
 
 SEASONAL: Final = {"leaves": "bare wood", "crop": "soil", "grass": "dry grass"}
 """What a material turns into when it is not green."""
-GREENNESS: Final = {"winter": 0.25, "spring": 0.60, "summer": 0.95, "autumn": 0.55}
+GREENNESS: Final = {"winter": 0.45, "spring": 0.70, "summer": 0.95, "autumn": 0.65}
 """Mean share of the green state, by season."""
-SUN: Final = {"winter": 0.82, "spring": 1.03, "summer": 1.05, "autumn": 0.95}
+SUN: Final = {"winter": 0.9, "spring": 1.02, "summer": 1.04, "autumn": 0.97}
 """Mean brightness: residual shade that sen2cor leaves under a low sun."""
 
 
@@ -112,7 +112,7 @@ RECIPES: Final[dict[int, Recipe]] = {
     242: _of("soil", Layer("crop", "small parcels")),
     243: _of("dry grass", Layer("crop", "small parcels"), Layer("needles", "groves")),
     244: _of("dry grass", Layer("crown shade", "scattered", 0.9)),
-    311: _of("leaves", Layer("crown shade", "coarse crowns", 0.75), canopy=0.3),
+    311: _of("leaves", Layer("crown shade", "coarse crowns", 0.9), canopy=0.3),
     312: _CONIFERS,
     313: _of("leaves", Layer("needles", "mosaic"), Layer("crown shade", "fine crowns", 0.5), canopy=0.5),
     321: _of("grass", Layer("dry grass", "drift"), Layer("rock", "speckles", 0.6)),
@@ -123,8 +123,8 @@ RECIPES: Final[dict[int, Recipe]] = {
     332: _of("rock", Layer("crown shade", "speckles")),
     333: _of("rock", Layer("grass", "tussocks")),
     334: _of("char", Layer("bare wood", "clumps")),
-    411: _of("shrub", Layer("clear water", "pools"), Layer("grass", "drift", 0.5)),
-    412: _of("peat", Layer("clear water", "pools"), Layer("needles", "speckles", 0.4)),
+    411: _of("grass", Layer("clear water", "pools"), Layer("shrub", "drift", 0.7)),
+    412: _of("grass", Layer("clear water", "pools"), Layer("peat", "drift", 0.7)),
     421: _of("shrub", Layer("wet mud", "channels")),
     422: _of("murky water", Layer("sand", "hedges")),
     423: _of("wet mud", Layer("murky water", "channels")),

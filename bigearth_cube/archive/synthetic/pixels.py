@@ -35,13 +35,13 @@ if TYPE_CHECKING:
 _N_BANDS: Final = 12
 _LOOKS: Final = 4.4
 """Equivalent number of looks of Sentinel-1 IW GRD high resolution (ESA product specification)."""
-_BRIGHTNESS_SD: Final = 0.16
+_BRIGHTNESS_SD: Final = 0.22
 """Spread, log, of the brightness of one class from patch to patch: soils, species, moisture."""
-_TILT_SD: Final = 0.10
+_TILT_SD: Final = 0.22
 """Spread, log, between visible and short-wave infrared of the same."""
-_LIGHT_SD: Final = 0.08
+_LIGHT_SD: Final = 0.14
 """Spread, log, of the light over a whole patch."""
-_HAZE_DN: Final = 45.0
+_HAZE_DN: Final = 30.0
 """Mean residual haze at 443 nm; falls as wavelength to the power of -2."""
 _NOISE: Final = (9.0, 0.022)
 """Sensor noise and texture finer than a pixel: DN, and share of the signal."""
@@ -77,7 +77,7 @@ def _spectra(rng: np.random.Generator, season: str) -> NDArray[np.float32]:
     """Spectra of all materials on one date: seasonal ones between their two states."""
     spectra = SPECTRA.copy()
     for green, bare in SEASONAL.items():
-        share = np.clip(rng.normal(GREENNESS[season], 0.17), 0, 1)
+        share = np.clip(rng.normal(GREENNESS[season], 0.2), 0, 1)
         spectra[_MATERIAL[green]] = (
             share * SPECTRA[_MATERIAL[green]] + (1 - share) * SPECTRA[_MATERIAL[bare]]
         )
@@ -94,17 +94,38 @@ def _draw_class(
     """Signal of one class on its pixels, (channel, pixel)."""
     materials = [recipe.base, *(layer.material for layer in recipe.layers)]
     rows = spectra[[_MATERIAL[name] for name in materials]]
-    # Brightness and tilt are shared by all materials of the class: a dark soil darkens its
-    # mean, while the contrast between the materials, which is what makes the class, stays.
-    gain = np.exp(rng.normal(0, _BRIGHTNESS_SD) + rng.normal(0, _TILT_SD) * _TILT)
-    gain[_N_BANDS:] = np.exp(rng.normal(0, 0.18))
-    rows = (rows * gain).astype(np.float32)
     signal = np.repeat(rows[0][:, None], where_p.size, 1)
     for row, layer in zip(rows[1:], recipe.layers, strict=True):
         cover = layer.cover * rng.uniform(0.65, 1)
         share_p = np.float32(cover) * window(canvases[layer.pattern], rng).reshape(-1)[where_p]
         signal += share_p * (row[:, None] - signal)
-    return signal
+    return _equalize(rng, signal) if recipe.base not in _WATER else signal
+
+
+def _equalize(rng: np.random.Generator, signal: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Draw mean and contrast of a class on one patch toward those of land in general."""
+    bands = signal[:_N_BANDS]
+    mean = bands.mean(1)
+    spread = np.sqrt(np.maximum(((bands - mean[:, None]) ** 2).mean(1), 1))
+    gain = np.exp(rng.normal(0, _BRIGHTNESS_SD) + rng.normal(0, _TILT_SD) * _TILT[:_N_BANDS])
+    wanted_mean = gain * (mean ** (1 - _ALPHA) * _LAND_MEAN**_ALPHA)
+    wanted_spread = gain * (spread ** (1 - _BETA) * _LAND_SPREAD**_BETA)
+    wanted_spread *= np.exp(rng.normal(0, 0.2))
+    factor = (wanted_spread / spread).astype(np.float32)[:, None]
+    bands -= mean[:, None]
+    bands *= factor
+    bands += wanted_mean.astype(np.float32)[:, None]
+    signal[_N_BANDS:] *= np.exp(rng.normal(0, 0.4))
+    return np.maximum(signal, 0.2 * np.minimum(wanted_mean.min(), 1e-4), out=signal)
+
+
+_ALPHA = 0.75
+_BETA = 0.75
+_WATER = ("clear water", "murky water")
+_LAND_MEAN = np.array(
+    [320, 400, 640, 600, 1050, 2050, 2450, 2620, 2750, 2750, 1950, 1150], np.float32
+)
+_LAND_SPREAD = np.array([90, 130, 190, 260, 280, 560, 760, 850, 860, 800, 500, 420], np.float32)
 
 
 def draw_scene(

@@ -125,7 +125,7 @@ def v1_times(acquisitions: tuple[Tile, ...]) -> dict[str, str]:
     --------
     >>> times = v1_times(tiles())
     >>> times["S2B_MSIL1C_20180204T094159_N0206_R036_T35VPK_20180204T115809"]
-    '20180204T94160'
+    '20180204T94161'
     """
     seen: dict[tuple[str, str], int] = {}
     times: dict[str, str] = {}

@@ -139,7 +139,7 @@ def _scattered(rng: np.random.Generator) -> Field:
 
 def _hedges(rng: np.random.Generator) -> Field:
     """Hedgerows around meadows."""
-    return _Parcels(rng, 14, 30).edges(1.3)
+    return _Parcels(rng, 9, 20).edges(1.4)
 
 
 def _streets(rng: np.random.Generator) -> Field:
@@ -185,8 +185,8 @@ PATTERNS: Final[dict[str, Callable[[np.random.Generator], Field]]] = {
     "halls": _halls,
     "channels": _channels,
     "swell": _swell,
-    "fine crowns": _noise_pattern(0.45, 0.0, 2.4),
-    "coarse crowns": _noise_pattern(1.5, 0.0, 2.4),
+    "fine crowns": _noise_pattern(0.45, 0.0, 1.6),
+    "coarse crowns": _noise_pattern(1.6, 0.2, 1.0),
     "mosaic": _noise_pattern(3.2, 0.0, 0.3),
     "clumps": _noise_pattern(1.4, 0.9, 0.5),
     "groves": _noise_pattern(4.5, 0.7, 0.3),

@@ -1,0 +1,321 @@
+"""From an archive to a cube: accounts balance, runs resume, nothing half-written is seen."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import distributed
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from bigearth_cube.archive import Patch, PatchRecord
+from bigearth_cube.cube import open_cube
+from bigearth_cube.errors import InvalidInputError, NotFoundError
+from bigearth_cube.ingest import LOCK, IngestReport, ingest, row_order
+from bigearth_cube.storage import Storage
+from tests.sources import MemorySource, index_of, pixels_of
+
+
+def assert_balanced(report: IngestReport) -> None:
+    for kind, account in report.accounts.items():
+        assert account.found == account.ingested + account.orphans + account.quarantined, kind
+
+
+def objects_of(url: str) -> dict[str, bytes]:
+    """Every object of a cube; the time of a release is the one thing that may differ."""
+    storage = Storage(url)
+    content = {}
+    for key, _ in storage.list():
+        data = storage.read(key)
+        if key in ("cube.zarr/zarr.json", "ingest/root.json", "collection.json"):
+            continue
+        content[key] = data
+    root = json.loads(storage.read("cube.zarr/zarr.json"))
+    for release in root["attributes"]["releases"]:
+        release["created"] = ""
+    content["cube.zarr/zarr.json"] = json.dumps(root).encode()
+    return content
+
+
+def test_a_malformed_patch_is_set_aside_and_the_rest_goes_in(
+    tmp_path: Path, dask_client: distributed.Client
+) -> None:
+    source = MemorySource(300, malformed=frozenset({3, 290}), without_s1=frozenset({5}))
+    report = ingest(source, str(tmp_path), client=dask_client)
+    assert_balanced(report)
+    s2, s1, maps = (report.accounts[kind] for kind in ("s2", "s1", "reference"))
+    assert (s2.found, s2.ingested, s2.quarantined) == (300, 298, 2)
+    assert (s1.found, s1.ingested, s1.orphans) == (299, 297, 2)
+    assert (maps.found, maps.ingested, maps.orphans) == (300, 298, 2)
+    cube = open_cube(str(tmp_path))
+    ids = cube.items["id"].to_pylist()
+    assert len(ids) == cube.n_patches == 298
+    assert not {3, 290} & {index_of(i) for i in ids}
+    table = pq.read_table(io.BytesIO(cube.storage.read("ingest/r1/quarantine.parquet")))
+    assert {index_of(i) for i in table["id"].to_pylist()} == {3, 290}
+    assert set(table["reason"].to_pylist()) == {"B02 is empty"}
+    row = int(cube.rows[ids.index(next(i for i in ids if index_of(i) == 5))])
+    assert not cube.column("s1/r10m/present")[row]
+    assert cube.column("s1/r10m/present").sum() == 297
+
+
+def test_a_second_run_finds_nothing_new_and_the_same_quarantine(
+    tmp_path: Path, dask_client: distributed.Client
+) -> None:
+    source = MemorySource(40, malformed=frozenset({3}))
+    ingest(source, str(tmp_path), client=dask_client)
+    before = objects_of(str(tmp_path))
+    report = ingest(source, str(tmp_path), client=dask_client)
+    assert report.release is None
+    assert_balanced(report)
+    assert report.accounts["s2"].quarantined == 1
+    assert report.accounts["s1"].orphans == 1
+    assert objects_of(str(tmp_path)) == before
+
+
+def test_a_patch_repaired_later_joins_with_the_next_run(
+    tmp_path: Path, dask_client: distributed.Client
+) -> None:
+    ingest(MemorySource(40, malformed=frozenset({3})), str(tmp_path), client=dask_client)
+    report = ingest(MemorySource(40), str(tmp_path), client=dask_client)
+    assert report.release == "r2"
+    assert_balanced(report)
+    cube = open_cube(str(tmp_path))
+    assert cube.n_patches == 40
+    assert cube.rows[-1] == 256
+
+
+def test_new_patches_are_a_new_release_and_the_old_one_opens_for_ever(
+    tmp_path: Path, dask_client: distributed.Client
+) -> None:
+    url = str(tmp_path)
+    ingest(MemorySource(300), url, client=dask_client)
+    first = open_cube(url)
+    shard = first.storage.read(f"cube.zarr/{first.pixel_layout('s2/r10m').key(1)}")
+    report = ingest(MemorySource(70, first=280), url, client=dask_client)
+    assert report.accounts["s2"].ingested == 70
+    now, old = open_cube(url), open_cube(url, release="r1")
+    assert (old.n_patches, old.n_rows) == (300, 512)
+    assert (now.n_patches, now.n_rows) == (350, 768)
+    assert now.storage.read(f"cube.zarr/{first.pixel_layout('s2/r10m').key(1)}") == shard
+    assert [fault for _, fault in now.verify(now.recorded_objects()) if fault] == []
+    for cube in (now, old):
+        ids = cube.items["id"].to_pylist()
+        for position in (0, len(ids) - 1):
+            pixels = cube.tree["s2/r20m"]["reflectance"][position].values
+            expected = pixels_of(index_of(ids[position])).s2["s2/r20m"]
+            np.testing.assert_array_equal(pixels, expected)
+    np.testing.assert_array_equal(now.labels("label_19", old.rows), old.labels("label_19"))
+
+
+class KilledError(Exception):
+    """Ends a run in the middle, as the death of a worker would."""
+
+
+class DyingSource(MemorySource):
+    """Dies on the patch that comes last in the cube."""
+
+    def read(self, record: PatchRecord) -> Patch:
+        if record.id == max(self.records(), key=row_order).id:
+            raise KilledError
+        return super().read(record)
+
+
+def test_an_interrupted_run_is_invisible_and_resumes_to_the_same_bytes(
+    tmp_path: Path, dask_client: distributed.Client
+) -> None:
+    undisturbed, broken = str(tmp_path / "a"), str(tmp_path / "b")
+    assert_balanced(ingest(MemorySource(700), undisturbed, workers=1))
+    with pytest.raises(KilledError):
+        ingest(DyingSource(700), broken, workers=1)
+    with pytest.raises(NotFoundError, match="no cube at"):
+        open_cube(broken)
+    finished = Storage(broken).list("ingest/r1/shards")
+    assert finished
+    report = ingest(MemorySource(700), broken, client=dask_client)
+    assert report.resumed_shards == len(finished)
+    assert objects_of(broken) == objects_of(undisturbed)
+
+
+def test_an_unfinished_run_of_other_patches_is_not_mixed_in(
+    tmp_path: Path, dask_client: distributed.Client
+) -> None:
+    with pytest.raises(KilledError):
+        ingest(DyingSource(700), str(tmp_path), workers=1)
+    with pytest.raises(InvalidInputError, match="unfinished run of 700 other patches"):
+        ingest(MemorySource(10), str(tmp_path), client=dask_client)
+
+
+def test_worker_processes_write_the_same_bytes_as_this_process(
+    tmp_path: Path, dask_client: distributed.Client
+) -> None:
+    ingest(MemorySource(300), str(tmp_path / "a"), client=dask_client)
+    ingest(MemorySource(300), str(tmp_path / "b"), workers=2)
+    assert objects_of(str(tmp_path / "a")) == objects_of(str(tmp_path / "b"))
+
+
+def test_two_runs_at_once_are_refused_and_a_dead_one_is_taken_over(
+    tmp_path: Path, dask_client: distributed.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    storage = Storage(tmp_path)
+    other = {"host": "elsewhere", "pid": 7, "since": "2026-01-01"}
+    storage.write(LOCK, json.dumps(other).encode())
+    with pytest.raises(InvalidInputError, match="process 7 on elsewhere since 2026-01-01"):
+        ingest(MemorySource(5), str(tmp_path), client=dask_client)
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    other |= {"host": os.uname().nodename, "pid": dead.pid}
+    storage.write(LOCK, json.dumps(other).encode())
+    ingest(MemorySource(5), str(tmp_path), client=dask_client)
+    assert "taking the cube over" in caplog.text
+    assert not storage.exists(LOCK)
+
+
+def test_unknown_labels_stay_unknown(tmp_path: Path, dask_client: distributed.Client) -> None:
+    report = ingest(
+        MemorySource(20, unlabeled=frozenset({1, 2})), str(tmp_path), client=dask_client
+    )
+    assert report.n_unlabeled == 2
+    cube = open_cube(str(tmp_path))
+    assert cube.items["bec:labels"].null_count == 2
+    assert cube.column("has_labels").sum() == 18
+
+
+def test_a_source_that_lacks_patches_of_its_lists_is_refused_on_request(
+    tmp_path: Path, dask_client: distributed.Client
+) -> None:
+    source = MemorySource(5, lost=("a", "b"))
+    with pytest.raises(InvalidInputError, match="2 patches that the lists hold are absent"):
+        ingest(source, str(tmp_path), client=dask_client, require_complete=True)
+    assert list(tmp_path.iterdir()) == []
+    assert ingest(source, str(tmp_path), client=dask_client).n_absent == 2
+
+
+def test_another_archive_is_not_mixed_into_a_cube(
+    tmp_path: Path, dask_client: distributed.Client
+) -> None:
+    ingest(MemorySource(5), str(tmp_path), client=dask_client)
+    with pytest.raises(InvalidInputError, match="holds archive v2, the source is v1"):
+        ingest(MemorySource(5, archive="v1"), str(tmp_path), client=dask_client)
+    with pytest.raises(InvalidInputError, match="is 'bigearthnet-v2', not 'mine'"):
+        ingest(MemorySource(5), str(tmp_path), client=dask_client, cube_id="mine")
+
+
+def test_nothing_is_written_when_nothing_can_be_read(
+    tmp_path: Path, s3_options: dict[str, str], dask_client: distributed.Client
+) -> None:
+    with pytest.raises(InvalidInputError, match="no patch can be read"):
+        ingest(MemorySource(0), str(tmp_path / "cube"), client=dask_client)
+    assert not (tmp_path / "cube").exists()
+    with pytest.raises(NotFoundError, match="bucket"):
+        ingest(
+            MemorySource(3),
+            "s3://no-such-bucket/cube",
+            storage_options=s3_options,
+            client=dask_client,
+        )
+
+
+def test_a_cube_on_s3_is_the_same_cube(
+    bucket: str,
+    s3_options: dict[str, str],
+    tmp_path: Path,
+    dask_client: distributed.Client,
+) -> None:
+    url = f"{bucket}/cube"
+    report = ingest(MemorySource(300), url, storage_options=s3_options, client=dask_client)
+    assert_balanced(report)
+    ingest(MemorySource(300), str(tmp_path), client=dask_client)
+    remote, local = Storage(url, s3_options), Storage(tmp_path)
+    keys = [key for key, _ in remote.list() if key.startswith("cube.zarr/s")]
+    assert keys == [key for key, _ in local.list() if key.startswith("cube.zarr/s")]
+    for key in keys:
+        assert remote.read(key) == local.read(key)
+    tree = open_cube(url, s3_options).tree
+    assert tree["s2/r10m"].sizes["patch"] == 300
+
+
+SAMPLES = {
+    "v1": ("v1/BigEarthNet-v1.0", "v1/BigEarthNet-S1-v1.0"),
+    "v2": ("v2",),
+    "flat": ("odd/flat-layout-tiff-suffix",),
+}
+
+
+@pytest.mark.samples
+@pytest.mark.parametrize("name", SAMPLES)
+def test_every_pixel_of_the_real_samples_equals_what_rasterio_reads(
+    name: str, samples: Path, tmp_path: Path, dask_client: distributed.Client
+) -> None:
+    rasterio = pytest.importorskip("rasterio")
+    folders = [str(samples / part) for part in SAMPLES[name]]
+    report = ingest(folders, str(tmp_path), client=dask_client)
+    assert_balanced(report)
+    assert not report.quarantined
+    cube = open_cube(str(tmp_path))
+    compared = {"s2": 0, "s1": 0, "reference": 0}
+    files = {
+        path.stem: path
+        for folder in folders
+        for path in Path(folder).rglob("*.tif*")
+        if path.suffix in (".tif", ".tiff")
+    }
+    s1_ids = cube.tree["s1/r10m"]["id"].values if "s1/r10m" in cube.documents else None
+    for position, patch_id in enumerate(cube.items["id"].to_pylist()):
+        for path in cube.layout.groups:
+            kind, group = path.split("/")[0], cube.tree[path]
+            present = "present" not in group or bool(group["present"][position])
+            if not present:
+                continue
+            stem = s1_ids[position] if kind == "s1" else patch_id
+            axis = {"s2": "band", "s1": "polarization"}.get(kind)
+            names = group[axis].values.tolist() if axis else ["reference_map"]
+            stored = next(iter(group.data_vars.values()))[position].values
+            for index, band in enumerate(names):
+                with rasterio.open(files[f"{stem}_{band}"]) as file:
+                    expected = file.read(1)
+                ours = stored[index] if axis else stored
+                assert ours.dtype == expected.dtype
+                np.testing.assert_array_equal(ours.view(np.uint8), expected.view(np.uint8))
+                compared[kind] += 1
+    expected_files = {kind: report.accounts[kind].ingested for kind in compared}
+    per_patch = {"s2": 12, "s1": 2, "reference": 1}
+    assert compared == {k: expected_files[k] * per_patch[k] for k in compared}
+
+
+@pytest.mark.samples
+def test_official_lists_label_the_samples_and_count_what_is_absent(
+    samples: Path, tmp_path: Path, dask_client: distributed.Client
+) -> None:
+    sources = [
+        str(samples / "v2"),
+        str(samples / "metadata/metadata.parquet"),
+        str(samples / "metadata/metadata_for_patches_with_snow_cloud_or_shadow.parquet"),
+    ]
+    report = ingest(sources, str(tmp_path), client=dask_client)
+    assert_balanced(report)
+    cube = open_cube(str(tmp_path))
+    listed = pq.read_table(sources[1]).to_pylist()
+    official = {row["patch_id"]: row for row in listed}
+    assert report.n_absent == 549_488 - (cube.n_patches - report.n_unlabeled)
+    for item in cube.items.select(["id", "bec:labels", "bec:split", "bec:country"]).to_pylist():
+        if item["id"] in official:
+            row = official[item["id"]]
+            assert set(item["bec:labels"]) == set(row["labels"])
+            assert (item["bec:split"], item["bec:country"]) == (row["split"], row["country"])
+
+
+@pytest.mark.samples
+def test_v2_without_parquet_has_no_labels_and_says_so(
+    samples: Path, tmp_path: Path, dask_client: distributed.Client
+) -> None:
+    report = ingest([str(samples / "v2")], str(tmp_path), client=dask_client)
+    assert report.n_unlabeled == 18
+    assert report.accounts["s1"].orphans == 19
+    assert any("parquet" in orphan.reason for orphan in report.orphans)
