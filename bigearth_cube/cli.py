@@ -343,6 +343,7 @@ def search(
         except ValueError:
             raise click.BadParameter(f"{bbox!r} is not west,south,east,north") from None
     selection = _open(cube, None).search(**{k: v for k, v in query.items() if v is not None})
+    first = selection.ids[:limit].to_pylist()
     if out is not None:
         selection.save(out)
     if as_json:
@@ -351,11 +352,11 @@ def search(
             "release": selection.release,
             "digest": selection.digest,
             "patches": len(selection),
-            "ids": list(selection.ids[:limit]),
+            "ids": first,
         }
         click.echo(json.dumps(facts, indent=1))
         return
-    for patch_id in selection.ids[:limit]:
+    for patch_id in first:
         click.echo(patch_id)
     click.echo(f"{len(selection):,} patches, selection {selection.digest[:12]}")
     if out is not None:

@@ -303,7 +303,12 @@ def ingest(
         )
         for kind in KINDS
     }
-    assert all(account.balanced for account in accounts_by_kind.values()), accounts_by_kind
+    for kind, account in accounts_by_kind.items():
+        if not account.balanced:
+            raise InvalidInputError(
+                f"accounts do not balance for {kind}: {account}; the source counts in found() "
+                f"what it neither yields nor sets aside"
+            )
     return IngestReport(
         cube_url=storage.url,
         release=release,

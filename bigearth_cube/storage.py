@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import fsspec
 import obstore
 import zarr.storage
+from botocore.configprovider import ConfiguredEndpointProvider
 from botocore.exceptions import BotoCoreError, ProfileNotFound
 from botocore.session import Session as BotocoreSession
 from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
@@ -443,7 +444,7 @@ def _s3_store(url: str, options: dict[str, Any]) -> Any:
         config.setdefault("region", session.get_config_variable("region") or "us-east-1")
     except ProfileNotFound as error:
         raise InvalidInputError(f"{error}; name one of your AWS profiles") from None
-    endpoint = config.get("endpoint") or session.get_config_variable("endpoint_url")
+    endpoint = config.get("endpoint") or _configured_endpoint(session)
     if endpoint:
         config["endpoint"] = endpoint
     provider = None
@@ -457,6 +458,17 @@ def _s3_store(url: str, options: dict[str, Any]) -> Any:
         retry_config=_RETRY,
         **config,
     )
+
+
+def _configured_endpoint(session: BotocoreSession) -> str | None:
+    """Endpoint from AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL or the profile, as botocore has it."""
+    provider = ConfiguredEndpointProvider(
+        full_config=session.full_config,
+        scoped_config=session.get_scoped_config(),
+        client_name="s3",
+    )
+    endpoint: str | None = provider.provide()
+    return endpoint
 
 
 def _credential_provider(session: BotocoreSession) -> Callable[[], S3Credential]:

@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 _N_BANDS: Final = 12
 _LOOKS: Final = 4.4
 """Equivalent number of looks of Sentinel-1 IW GRD high resolution (ESA product specification)."""
-_BRIGHTNESS_SD: Final = 0.22
+_BRIGHTNESS_SD: Final = 0.10
 """Spread, log, of the brightness of one class from patch to patch: soils, species, moisture."""
-_TILT_SD: Final = 0.22
+_TILT_SD: Final = 0.10
 """Spread, log, between visible and short-wave infrared of the same."""
 _LIGHT_SD: Final = 0.14
 """Spread, log, of the light over a whole patch."""
@@ -119,8 +119,8 @@ def _equalize(rng: np.random.Generator, signal: NDArray[np.float32]) -> NDArray[
     return np.maximum(signal, 0.2 * np.minimum(wanted_mean.min(), 1e-4), out=signal)
 
 
-_ALPHA = 0.75
-_BETA = 0.75
+_ALPHA = 1.0
+_BETA = 1.0
 _WATER = ("clear water", "murky water")
 _LAND_MEAN = np.array(
     [320, 400, 640, 600, 1050, 2050, 2450, 2620, 2750, 2750, 1950, 1150], np.float32

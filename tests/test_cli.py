@@ -1,0 +1,244 @@
+"""The bec command as a user meets it: output, exit codes, one line an error."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import pytest
+
+from bigearth_cube.cli import cli, main
+from bigearth_cube.cube import open_cube
+
+
+def bec(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "bigearth_cube.cli", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **(env or {})},
+        timeout=120,
+    )
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """The same in this process."""
+    try:
+        main(list(arguments))
+        code = 0
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def commands(group: click.Group = cli, prefix: str = "") -> dict[str, click.Command]:
+    found: dict[str, click.Command] = {}
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            found |= commands(command, f"{prefix}{name} ")
+        else:
+            found[prefix + name] = command
+    return found
+
+
+@pytest.mark.parametrize("name", commands())
+def test_every_command_has_an_example_and_its_options_are_explained(name: str) -> None:
+    command = commands()[name]
+    assert command.help is not None
+    assert f"bec {name} " in command.help
+    for parameter in command.params:
+        if isinstance(parameter, click.Option) and parameter.name not in ("archive", "k"):
+            assert parameter.help, parameter.name
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty synthetic v2 pairs on disk."""
+    folder = tmp_path_factory.mktemp("archive") / "v2"
+    done = bec("synth", str(folder), "--archive", "v2", "--patches", "40", "--seed", "1")
+    assert (done.returncode, done.stderr.strip()) == (0, ""), done.stderr
+    assert done.stdout == f"wrote 40 patches in the v2 layout to {folder}\n"
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cube_of_archive(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    url = str(tmp_path_factory.mktemp("made") / "cube")
+    done = bec("ingest", str(archive), url, "--workers", "1")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"s2 +40 +40 +0 +0\n", done.stdout)
+    assert re.search(r"s1 +40 +40 +0 +0\n", done.stdout)
+    assert f"{url}: release r1, 40 patches" in done.stdout
+    return url
+
+
+def test_a_second_ingest_says_there_is_nothing_new(
+    archive: Path, cube_of_archive: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = run(capsys, "ingest", str(archive), cube_of_archive, "--workers", "1")
+    assert code == 0
+    assert "nothing new, 40 patches" in out
+
+
+def test_ingest_exits_with_3_and_names_what_it_set_aside(
+    archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(archive, tmp_path / "a")
+    file = next((tmp_path / "a" / "BigEarthNet-S2").rglob("*_B03.tif"))
+    file.write_bytes(file.read_bytes()[:100])
+    code, out, _ = run(
+        capsys, "ingest", str(tmp_path / "a"), str(tmp_path / "cube"), "--workers", "1"
+    )
+    assert code == 3
+    assert re.search(r"s2 +40 +39 +0 +1\n", out)
+    assert re.search(r"s1 +40 +39 +1 +0\n", out)
+    assert f"quarantined: {file.parent.name}: " in out
+    assert str(file) in out
+    assert open_cube(str(tmp_path / "cube")).n_patches == 39
+
+
+def test_looking_into_a_cube(cube_of_archive: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "info", cube_of_archive, "--json")
+    facts = json.loads(out)
+    assert (code, facts["patches"], facts["rows"], facts["archive"]) == (0, 40, 256, "v2")
+    assert facts["groups"]["s2/r10m"]["shape"] == [256, 4, 120, 120]
+    code, out, _ = run(capsys, "info", cube_of_archive)
+    assert "patches  40" in out
+    code, out, _ = run(capsys, "stats", cube_of_archive, "--json")
+    assert sum(json.loads(out)["split"].values()) == 40
+    code, out, _ = run(capsys, "stats", cube_of_archive)
+    assert "train" in out
+    code, out, _ = run(capsys, "releases", cube_of_archive, "--json")
+    assert [r["name"] for r in json.loads(out)] == ["r1"]
+    code, out, _ = run(capsys, "releases", cube_of_archive)
+    assert re.search(r"r1 +40 +0\.\.255", out)
+
+
+def test_search_prints_ids_and_saves_the_selection(
+    cube_of_archive: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from bigearth_cube.search import Selection
+
+    out_file = str(tmp_path / "train.parquet")
+    code, out, _ = run(
+        capsys, "search", cube_of_archive, "--split", "train", "--out", out_file, "--json"
+    )
+    facts = json.loads(out)
+    saved = Selection.load(out_file)
+    assert code == 0
+    assert facts["patches"] == len(saved) > 0
+    assert facts["digest"] == saved.digest
+    code, out, err = run(capsys, "search", cube_of_archive, "--filter", "\"bec:sesaon\" = 'x'")
+    assert code == 2
+    assert "bec:sesaon" in err
+    assert "bec:season" in err
+    code, out, err = run(capsys, "search", cube_of_archive, "--bbox", "a,b,c,d")
+    assert code == 2
+    assert "west,south,east,north" in err
+
+
+def test_verify_exits_with_1_and_names_the_damaged_object(
+    cube_of_archive: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(cube_of_archive, tmp_path / "cube")
+    code, out, _ = run(capsys, "verify", str(tmp_path / "cube"))
+    assert code == 0
+    assert "0 damaged or missing" in out
+    (tmp_path / "cube/cube.zarr/label_19/c/0/0").unlink()
+    code, out, _ = run(capsys, "verify", str(tmp_path / "cube"), "--json")
+    assert code == 1
+    assert json.loads(out)["damaged"] == [
+        {"key": "cube.zarr/label_19/c/0/0", "reason": "object is missing", "rows": []}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["info", "/no/such/cube"], "no cube at /no/such/cube"),
+        (["ingest", "/no/such/folder", "/tmp/never-made"], "/no/such/folder does not exist"),
+        (["info", "s3://"], "names no bucket"),
+        (["synth", "/tmp/never-made", "--patches", "0"], "0 is not in the range"),
+        (["nonsense"], "No such command"),
+        (["ingest", "x", "y", "--scheduler", "tcp://127.0.0.1:1"], "no Dask scheduler answers"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = run(capsys, *arguments)
+    assert code == 2
+    assert out == ""
+    assert message in err
+    assert "Traceback" not in err
+    assert not Path("/tmp/never-made").exists()
+
+
+def test_an_empty_folder_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    code, _, err = run(capsys, "ingest", str(tmp_path / "empty"), str(tmp_path / "cube"))
+    assert code == 2
+    assert len(err.strip().splitlines()) == 1
+    assert not (tmp_path / "cube").exists()
+
+
+def test_refused_and_missing_on_s3_are_one_line_each(
+    archive: Path, bucket: str, s3_options: dict[str, str]
+) -> None:
+    env = {
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_ENDPOINT_URL": s3_options["endpoint_url"],
+    }
+    done = bec("ingest", str(archive), "s3://not-a-bucket/cube", env=env)
+    assert done.returncode == 2
+    assert done.stderr.strip() == (
+        "bec: bucket 'not-a-bucket' does not exist at this endpoint; "
+        "create it, or check the URL and endpoint_url"
+    )
+    done = bec("info", f"{bucket}/x", env={**env, "AWS_ENDPOINT_URL": "http://127.0.0.1:9"})
+    assert done.returncode == 2
+    assert "cannot be reached; check endpoint_url" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_ctrl_c_says_how_to_go_on_and_the_next_run_finishes(tmp_path: Path) -> None:
+    folder, url = tmp_path / "archive", tmp_path / "cube"
+    assert bec("synth", str(folder), "--patches", "300", "--seed", "2").returncode == 0
+    command = [sys.executable, "-m", "bigearth_cube.cli", "ingest", str(folder), str(url)]
+    process = subprocess.Popen(
+        [*command, "--workers", "1"], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not list(url.glob("ingest/r1/shards/*")) and time.monotonic() < deadline:
+        if process.poll() is not None:
+            break
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    if process.returncode != 0:  # else it had just finished
+        assert process.returncode == 130
+        assert "interrupted; run the same command again to go on" in err
+        assert "Traceback" not in err
+    done = bec("ingest", str(folder), str(url), "--workers", "1")
+    assert done.returncode == 0, done.stderr
+    assert open_cube(str(url)).n_patches == 300
+
+
+def test_catalog_build_writes_what_is_published(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = run(capsys, "catalog", "build", str(tmp_path / "catalog"))
+    assert code == 0
+    assert (tmp_path / "catalog/catalog.json").exists()
+    assert str(tmp_path / "catalog/catalog.json") in out
