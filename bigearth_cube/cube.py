@@ -1,18 +1,13 @@
-"""A cube on storage: open it, look into it, write shards, publish a release, verify.
-
-Reading needs one request until something is asked for. Writing never touches a published
-shard: a release adds rows, and the PUT of the root document makes them visible all at once.
-"""
+"""A cube on storage: open it with one request, look into it, select, verify."""
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import io
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -38,88 +33,10 @@ from bigearth_cube.nomenclature import (
     SPLITS,
     Archive,
 )
-from bigearth_cube.shards import ArrayLayout, array_layout, checksum, encode_shard
+from bigearth_cube.release import Release, StoredObject, runs_of
+from bigearth_cube.shards import ArrayLayout, array_layout, checksum
 from bigearth_cube.storage import Storage, StorageOptions
-
-ZARR = "cube.zarr"
-ROOT = "zarr.json"
-ROOT_RECORD = "ingest/root.json"
-
-
-@dataclass(frozen=True, slots=True)
-class Release:
-    """One published state of a cube: everything up to its last row.
-
-    Attributes
-    ----------
-    name
-        ``"r1"``, ``"r2"``, … in order.
-    start, stop
-        First row and end of the rows it added, padding included; both on shard boundaries.
-    runs
-        Half-open runs of rows in it that hold a patch; the rest is padding.
-    arrays
-        Pixel groups it filled.
-    tables
-        Its part of the items table, keys below the cube.
-    label_arrays
-        Corrected labels it brought.
-    source
-        What was ingested.
-    created
-        Time of publishing, UTC, ISO 8601.
-    digest
-        SHA-256 over its sorted patch ids.
-    """
-
-    name: str
-    start: int
-    stop: int
-    runs: tuple[tuple[int, int], ...]
-    arrays: tuple[str, ...]
-    tables: tuple[str, ...]
-    source: str
-    created: str
-    digest: str
-    label_arrays: tuple[str, ...] = ()
-
-    @property
-    def n_patches(self) -> int:
-        """Patches it added."""
-        return sum(stop - start for start, stop in self.runs)
-
-    @staticmethod
-    def from_json(document: Mapping[str, Any]) -> Release:
-        """Read a release from the root attributes."""
-        fields = dict(document)
-        fields["runs"] = tuple((start, stop) for start, stop in fields["runs"])
-        for name in ("arrays", "tables", "label_arrays"):
-            fields[name] = tuple(fields[name])
-        return Release(**fields)
-
-
-@dataclass(frozen=True, slots=True)
-class StoredObject:
-    """An object as it was written: what verify compares.
-
-    Attributes
-    ----------
-    key
-        Place below the cube.
-    size
-        Bytes.
-    crc32c
-        CRC-32C of all of them.
-    """
-
-    key: str
-    size: int
-    crc32c: int
-
-    @staticmethod
-    def of(key: str, data: bytes) -> StoredObject:
-        """Describe bytes about to be written."""
-        return StoredObject(key, len(data), checksum(data))
+from bigearth_cube.writer import ROOT, ROOT_RECORD, ZARR, CubeWriter
 
 
 @dataclass(frozen=True)
@@ -510,107 +427,6 @@ def open_cube(
         raise NotFoundError(f"no release {release!r}; the cube has: {', '.join(names)}")
     last = len(releases) if release is None else names.index(release) + 1
     return Cube(storage, attributes, documents, releases[last - 1], releases[:last])
-
-
-@dataclass(frozen=True)
-class CubeWriter:
-    """Write one cube, object by object; pickles, so that workers write shards.
-
-    Attributes
-    ----------
-    storage
-        The cube's prefix.
-    cube_id
-        Name of the cube.
-    layout
-        How it is cut into objects.
-    documents
-        Its hierarchy at the length it will be published with.
-    """
-
-    storage: Storage
-    cube_id: str
-    layout: CubeLayout
-    documents: Documents
-
-    def put_documents(self, documents: Documents) -> list[StoredObject]:
-        """Write group and array documents, and the names along their axes."""
-        written = [
-            self._put(f"{path}/{ROOT}", layouts.to_bytes(document))
-            for path, document in documents.items()
-        ]
-        for path, names in layouts.axis_values(documents).items():
-            written += self.write_column(path, 0, np.array(names, dtype=object))
-        return written
-
-    def write_shard(self, group: str, shard: int, block: NDArray[Any]) -> StoredObject:
-        """Encode one shard and put it; see ``encode_shard`` for the block."""
-        path = f"{group}/{GROUPS[group].array}"
-        layout = array_layout(path, self.documents[path])
-        return self._put(layout.key(shard), encode_shard(layout, block))
-
-    def write_column(self, path: str, start: int, values: NDArray[Any]) -> list[StoredObject]:
-        """Write a column from row ``start`` on; older rows keep their values."""
-        store = self.storage.child(ZARR).zarr_store(read_only=False)
-        # Empty chunks are written too, so that a missing one is always an error.
-        array = zarr.open_array(store=store, path=path, mode="r+").with_config(
-            {"write_empty_chunks": True, "order": "C"}
-        )
-        array[start : start + len(values)] = values
-        suffix = "/0" * (array.ndim - 1)
-        first, last = start // array.chunks[0], (start + len(values) - 1) // array.chunks[0]
-        keys = [f"{ZARR}/{path}/c/{chunk}{suffix}" for chunk in range(first, last + 1)]
-        return [StoredObject.of(key, self.storage.read(key)) for key in keys]
-
-    def publish(self, releases: Sequence[Release]) -> StoredObject:
-        """Put the root document: from here on readers see the last of ``releases``."""
-        documents = [asdict(release) for release in releases]
-        attributes = layouts.root_attributes(self.cube_id, self.layout, documents)
-        root = self._put(ROOT, layouts.root_document(attributes, self.documents))
-        self.record(ROOT_RECORD, [root])
-        return root
-
-    def record(self, key: str, objects: Sequence[StoredObject]) -> None:
-        """Keep the checksums of written objects, for verify."""
-        data = json.dumps([asdict(o) for o in objects], indent=1).encode()
-        self.storage.write(key, data)
-
-    def _put(self, key: str, data: bytes) -> StoredObject:
-        self.storage.write(f"{ZARR}/{key}", data)
-        return StoredObject.of(f"{ZARR}/{key}", data)
-
-    def grown(self, n_rows: int, new_groups: Sequence[str] = ()) -> CubeWriter:
-        """Return the writer of the next release: every array ``n_rows`` long, groups added."""
-        layout = replace(
-            self.layout, groups=tuple(dict.fromkeys((*self.layout.groups, *new_groups)))
-        )
-        documents = layouts.hierarchy(layout, n_rows)
-        return replace(
-            self,
-            layout=layout,
-            documents={**layouts.resized(self.documents, n_rows), **documents},
-        )
-
-
-def release_digest(patch_ids: Sequence[str]) -> str:
-    """SHA-256 over sorted patch ids, one a line."""
-    return hashlib.sha256("\n".join(sorted(patch_ids)).encode()).hexdigest()
-
-
-def runs_of(rows: NDArray[np.int64]) -> tuple[tuple[int, int], ...]:
-    """Return increasing rows as half-open runs.
-
-    Examples
-    --------
-    >>> runs_of(np.array([0, 1, 2, 5]))
-    ((0, 3), (5, 6))
-    """
-    if not len(rows):
-        return ()
-    breaks = np.flatnonzero(np.diff(rows) != 1) + 1
-    starts = [0, *breaks.tolist()]
-    stops = [*breaks.tolist(), len(rows)]
-    return tuple((int(rows[a]), int(rows[b - 1]) + 1) for a, b in zip(starts, stops, strict=True))
 
 
 def _fault(storage: Storage, stored: StoredObject) -> str | None:

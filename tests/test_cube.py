@@ -13,10 +13,11 @@ import pytest
 import xarray as xr
 import zarr
 
-from bigearth_cube.cube import Cube, open_cube, runs_of
+from bigearth_cube.cube import Cube, open_cube
 from bigearth_cube.errors import CubeIntegrityError, InvalidInputError, NotFoundError
 from bigearth_cube.layout import CubeLayout
 from bigearth_cube.nomenclature import GROUPS, NAMES_19, multi_hot
+from bigearth_cube.release import runs_of
 from tests.sources import index_of, labels_of, pixels_of
 
 

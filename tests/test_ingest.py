@@ -17,7 +17,9 @@ import pytest
 from bigearth_cube.archive import Patch, PatchRecord
 from bigearth_cube.cube import open_cube
 from bigearth_cube.errors import InvalidInputError, NotFoundError
-from bigearth_cube.ingest import LOCK, IngestReport, ingest, row_order
+from bigearth_cube.ingest import IngestReport, ingest
+from bigearth_cube.ingest.lock import LOCK
+from bigearth_cube.ingest.plan import row_order
 from bigearth_cube.storage import Storage
 from tests.sources import MemorySource, index_of, pixels_of
 
@@ -33,7 +35,7 @@ def objects_of(url: str) -> dict[str, bytes]:
     content = {}
     for key, _ in storage.list():
         data = storage.read(key)
-        if key in ("cube.zarr/zarr.json", "ingest/root.json", "collection.json"):
+        if key in ("cube.zarr/zarr.json", "ingest/root.json"):
             continue
         content[key] = data
     root = json.loads(storage.read("cube.zarr/zarr.json"))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -39,9 +39,9 @@ class Evaluation:
     per_class: Mapping[str, Mapping[str, float]]
     predictions: Predictions
 
-    def to_json(self) -> str:
-        """Write all figures, but not the predictions, as one JSON object."""
-        about = {
+    def to_dict(self) -> dict[str, Any]:
+        """All figures, but not the predictions, as plain values."""
+        return {
             "model": self.row.model,
             "data": self.row.data,
             "n_patches": len(self.predictions.rows),
@@ -50,7 +50,6 @@ class Evaluation:
             "metrics": dict(self.row.metrics),
             "per_class": {name: dict(values) for name, values in self.per_class.items()},
         }
-        return json.dumps(about, indent=1)
 
 
 def evaluate(

@@ -6,10 +6,9 @@ only that reading fits, as their F values lie below the harmonic mean of their P
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 Origin = Literal["published", "measured"]
 
@@ -53,6 +52,10 @@ class ResultRow:
             metrics[f"sample_{name}"] for name in ("precision", "recall", "f1", "f2")
         )
         return cls(model, "measured", data, precision, recall, f1, f2, source, metrics)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, every metric included."""
+        return asdict(self)
 
 
 _TALK: Final = "talk at IGARSS 2019"
@@ -99,11 +102,6 @@ def as_text(rows: Sequence[ResultRow]) -> str:
 
     rule = "|" + "|".join("-" * (w + 2) for w in widths) + "|"
     return "\n".join([line(head), rule, *map(line, cells)])
-
-
-def as_json(rows: Sequence[ResultRow]) -> str:
-    """Write rows as a JSON list, every metric included."""
-    return json.dumps([asdict(row) for row in rows], indent=1)
 
 
 def _figure(value: float | None) -> str:

@@ -19,7 +19,7 @@ import distributed
 import numpy as np
 from numpy.typing import NDArray
 
-from bigearth_cube.cube import ZARR, Cube
+from bigearth_cube.cube import Cube
 from bigearth_cube.errors import InvalidInputError
 from bigearth_cube.loader.blocks import BlockReader, Counters, PixelSource
 from bigearth_cube.loader.plan import (
@@ -33,6 +33,7 @@ from bigearth_cube.loader.plan import (
     epoch_order,
 )
 from bigearth_cube.search import Selection
+from bigearth_cube.writer import ZARR
 
 S2 = ("s2/r10m", "s2/r20m", "s2/r60m")
 BLOCK_CHUNKS = 8

@@ -1,0 +1,490 @@
+"""From an archive to a cube: plan the rows, write shard by shard on Dask, publish.
+
+A task is one shard: no two tasks touch the same object, so nothing is locked but the cube. A
+finished shard leaves its account under ``ingest/``; a run that was killed finds it there and
+goes on. Nothing is visible to readers until the root document is put.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import itertools
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import distributed
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bigearth_cube import stac
+from bigearth_cube.archive import PatchRecord, PatchSource, SetAside, open_archive
+from bigearth_cube.archive.base import KINDS, Kind
+from bigearth_cube.cube import Cube, open_cube
+from bigearth_cube.errors import InvalidInputError, MalformedPatchError, NotFoundError
+from bigearth_cube.ingest.columns import columns_of
+from bigearth_cube.ingest.lock import lock
+from bigearth_cube.ingest.plan import Plan, make_plan, row_order
+from bigearth_cube.ingest.shard import VIEWS, ShardAccount, views_of, write_shard
+from bigearth_cube.nomenclature import (
+    Archive,
+)
+from bigearth_cube.release import Release, StoredObject, release_digest, runs_of
+from bigearth_cube.shards import Profile
+from bigearth_cube.storage import Storage, StorageOptions
+from bigearth_cube.writer import CubeWriter
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """What became of everything that was found, for one kind of view."""
+
+    found: int
+    ingested: int
+    orphans: int
+    quarantined: int
+
+    @property
+    def balanced(self) -> bool:
+        """Whether nothing was lost."""
+        return self.found == self.ingested + self.orphans + self.quarantined
+
+
+@dataclass(frozen=True, slots=True)
+class IngestReport:
+    """How a run ended.
+
+    Attributes
+    ----------
+    cube_url
+        Where the cube lies.
+    release
+        Name of the release it published, or None where there was nothing new.
+    accounts
+        By kind: ``s2``, ``s1``, ``reference``.
+    n_rows
+        Patches in the cube now.
+    n_absent
+        Patches that the official lists hold and the source lacks.
+    n_unlabeled
+        Patches ingested without labels, because no source says.
+    resumed_shards
+        Shards found finished from an earlier run.
+    quarantined, orphans
+        What was set aside, and why.
+    seconds
+        Wall time.
+    """
+
+    cube_url: str
+    release: str | None
+    accounts: Mapping[Kind, Account]
+    n_rows: int
+    n_absent: int
+    n_unlabeled: int
+    resumed_shards: int
+    quarantined: tuple[SetAside, ...]
+    orphans: tuple[SetAside, ...]
+    seconds: float
+
+
+Progress = Callable[[int, int], None]
+"""Called with the number of patches done and of all."""
+
+
+def ingest(
+    sources: Sequence[str] | PatchSource,
+    cube_url: str,
+    *,
+    storage_options: StorageOptions | None = None,
+    archive: Literal["auto", "v1", "v2"] = "auto",
+    cube_id: str | None = None,
+    profile: Profile = "default",
+    workers: int | None = None,
+    client: distributed.Client | None = None,
+    require_complete: bool = False,
+    break_lock: bool = False,
+    progress: Progress | None = None,
+) -> IngestReport:
+    """Ingest archive folders into a cube; run it again to resume, or to add what is new.
+
+    Parameters
+    ----------
+    sources
+        Folders and metadata files of one archive, or anything with ``records`` and ``read``.
+    cube_url
+        Where the cube lies or will lie.
+    storage_options
+        Of the cube; fsspec's names.
+    archive
+        Layout of the folders; found out by looking where it is ``"auto"``.
+    cube_id
+        Name of a new cube; ``bigearthnet-v1`` or ``bigearthnet-v2`` where it is None.
+    profile
+        Compression of a new cube: ``"default"`` or ``"fast"``.
+    workers
+        Worker processes on this machine; as many as cores where it is None. Ignored with
+        ``client``.
+    client
+        A Dask client to run on.
+    require_complete
+        Refuse a source that lacks patches of its own lists.
+    break_lock
+        Take the cube over from a run that holds it.
+    progress
+        Told after every shard.
+
+    Raises
+    ------
+    InvalidInputError
+        If the source is empty or of another archive than the cube, is not complete though
+        that is required, or another run holds the cube.
+    NotFoundError
+        If the bucket or a folder does not exist.
+    StorageError
+        If storage refuses or cannot be reached.
+    """
+    began = time.monotonic()
+    storage = Storage(cube_url, storage_options)
+    storage.check_bucket()
+    # A sequence of folders is the usual case; anything else reads itself.
+    source: PatchSource = (
+        open_archive(list(sources), archive=archive) if isinstance(sources, Sequence) else sources
+    )
+    records = list(source.records())
+    absent = source.absent()
+    _check_source(source, records, absent, require_complete=require_complete)
+    cube = _existing(storage, source.archive, cube_id)
+    known = set() if cube is None else set(cube.items["id"].to_pylist())
+    unknown = [r for r in records if r.id not in known]
+    unknown, still_bad, bad_views = _set_aside_again(source, cube, unknown)
+    new = sorted(unknown, key=row_order)
+    old = [r for r in records if r.id in known]
+    accounts: list[ShardAccount] = []
+    resumed = 0
+    release = None
+    if new:
+        with lock(storage, break_lock=break_lock):
+            plan = make_plan(storage, source.archive, cube, new, cube_id=cube_id, profile=profile)
+            done = _begin(storage, plan)
+            resumed = len(done)
+            with _cluster(client, workers, len(plan.shards()) - resumed) as running:
+                written = _write_shards(source, plan, done, running, progress)
+                # Shards end in any order; what is kept of them must not depend on it.
+                accounts = sorted([*done, *written], key=lambda account: account.shard)
+            cube = _finish(storage, source, plan, cube, accounts)
+            release = plan.release
+    assert cube is not None
+    quarantined = (*source.quarantined(), *still_bad, *(q for a in accounts for q in a.quarantined))
+    late = _late_views(cube, old)
+    orphans = (*source.orphans(), *late, *bad_views, *(o for a in accounts for o in a.orphans))
+    ingested: Counter[Kind] = Counter(
+        {"s2": len(old) + len(new) - sum(len(a.void) for a in accounts)}
+    )
+    for kind in VIEWS:
+        ingested[kind] += sum(len(getattr(account, kind)) for account in accounts)
+    ingested.update(view.source for record in old for view in views_of(record, ""))
+    ingested.subtract(view.source for view in late)
+    return IngestReport(
+        cube_url=storage.url,
+        release=release,
+        accounts=_balance(source.found(), ingested, orphans, quarantined),
+        n_rows=cube.n_patches,
+        n_absent=len(absent),
+        n_unlabeled=sum(r.labels is None for r in new),
+        resumed_shards=resumed,
+        quarantined=quarantined,
+        orphans=orphans,
+        seconds=time.monotonic() - began,
+    )
+
+
+def _check_source(
+    source: PatchSource,
+    records: Sequence[PatchRecord],
+    absent: Sequence[str],
+    *,
+    require_complete: bool,
+) -> None:
+    if not records:
+        reasons = "; ".join(q.reason for q in list(source.quarantined())[:3])
+        raise InvalidInputError(
+            f"no patch can be read from the source ({reasons or 'it is empty'})"
+        )
+    if require_complete and absent:
+        raise InvalidInputError(
+            f"{len(absent)} patches that the lists hold are absent from the source, "
+            f"first {absent[0]!r}; add them, or leave out --require-complete"
+        )
+
+
+def _balance(
+    found: Mapping[Kind, int],
+    ingested: Mapping[Kind, int],
+    orphans: Sequence[SetAside],
+    quarantined: Sequence[SetAside],
+) -> dict[Kind, Account]:
+    """Account for every view that was found, or say that some are missing."""
+    accounts = {
+        kind: Account(
+            found=found.get(kind, 0),
+            ingested=ingested.get(kind, 0),
+            orphans=sum(o.source == kind for o in orphans),
+            quarantined=sum(q.source == kind for q in quarantined),
+        )
+        for kind in KINDS
+    }
+    for kind, account in accounts.items():
+        if not account.balanced:
+            raise InvalidInputError(
+                f"accounts do not balance for {kind}: {account}; the source counts in found() "
+                f"what it neither yields nor sets aside"
+            )
+    return accounts
+
+
+def _existing(storage: Storage, archive: Archive, cube_id: str | None) -> Cube | None:
+    try:
+        cube = open_cube(storage.url, storage.options)
+    except NotFoundError:
+        return None
+    if cube.archive != archive:
+        raise InvalidInputError(
+            f"the cube at {storage.url} holds archive {cube.archive}, the source is {archive}; "
+            f"give another URL"
+        )
+    if cube_id is not None and cube_id != cube.id:
+        raise InvalidInputError(f"the cube at {storage.url} is {cube.id!r}, not {cube_id!r}")
+    return cube
+
+
+def _set_aside_again(
+    source: PatchSource, cube: Cube | None, records: Sequence[PatchRecord]
+) -> tuple[list[PatchRecord], list[SetAside], list[SetAside]]:
+    """Leave out what an earlier run put into quarantine, if it still cannot be read.
+
+    Without this look every later run would publish a release of padding rows for them.
+    """
+    if cube is None or not records:
+        return list(records), [], []
+    aside = {
+        patch_id
+        for release in cube.releases
+        for patch_id in _ids_set_aside(cube.storage, release.name)
+    }
+    readable: list[PatchRecord] = []
+    quarantined: list[SetAside] = []
+    orphans: list[SetAside] = []
+    for record in records:
+        if record.id in aside:
+            try:
+                source.read(record)
+            except MalformedPatchError as error:
+                quarantined.append(SetAside(record.id, error.file, error.reason, "s2"))
+                orphans += views_of(record, "its Sentinel-2 patch is in quarantine")
+                continue
+        readable.append(record)
+    return readable, quarantined, orphans
+
+
+def _ids_set_aside(storage: Storage, release: str) -> list[str]:
+    data = storage.read(f"ingest/{release}/quarantine.parquet")
+    return [str(i) for i in pq.read_table(io.BytesIO(data))["id"].to_pylist()]
+
+
+def _late_views(cube: Cube, old: Sequence[PatchRecord]) -> list[SetAside]:
+    """Name views of rows that were published without them: kept and counted, not lost."""
+    if not any(set(r.files) & {"VV", "VH", "map"} for r in old):
+        return []
+    rows = dict(zip(cube.items["id"].to_pylist(), cube.items["bec:row"].to_pylist(), strict=True))
+    present = {
+        kind: cube.column(f"{path}/present") if path in cube.documents else None
+        for kind, path in VIEWS.items()
+    }
+    late = []
+    for record in old:
+        for view in views_of(record, "its row was published without it"):
+            column = present[view.source]
+            if column is None or not column[rows[record.id]]:
+                late.append(view)
+    return late
+
+
+def _finish(
+    storage: Storage,
+    source: PatchSource,
+    plan: Plan,
+    before: Cube | None,
+    accounts: Sequence[ShardAccount],
+) -> Cube:
+    """Write columns, items and documents, then publish."""
+    assert sorted(a.shard for a in accounts) == plan.shards()
+    void = {row for account in accounts for row in account.void}
+    rows = np.array(
+        [plan.start + i for i in range(len(plan.records)) if plan.start + i not in void], np.int64
+    )
+    records = [plan.records[row - plan.start] for row in rows]
+    if not records:
+        raise InvalidInputError(
+            f"all {len(plan.records)} patches are in quarantine; the first: "
+            f"{accounts[0].quarantined[0].reason}"
+        )
+    writer = plan.writer
+    objects = [o for account in accounts for o in account.objects]
+    objects += writer.put_documents(writer.documents)
+    for path, values in columns_of(plan, records, rows, accounts).items():
+        objects += writer.write_column(path, plan.start, values)
+
+    def put(key: str, data: bytes) -> str:
+        storage.write(key, data)
+        objects.append(StoredObject.of(key, data))
+        return key
+
+    present = {
+        path: np.isin(rows, [row for a in accounts for row in getattr(a, kind)])
+        for kind, path in VIEWS.items()
+    }
+    table = stac.items_table(
+        records, rows, collection=writer.cube_id, archive=source.archive, present=present
+    )
+    release = Release(
+        name=plan.release,
+        start=plan.start,
+        stop=plan.stop,
+        runs=runs_of(rows),
+        arrays=plan.filled,
+        tables=(put(f"items/{plan.release}-0.parquet", _parquet(table)),),
+        source=source.archive,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        digest=release_digest([r.id for r in records]),
+    )
+    releases = (*(before.releases if before else ()), release)
+    aside = {
+        "quarantine": [*source.quarantined(), *(q for a in accounts for q in a.quarantined)],
+        "orphans": [*source.orphans(), *(o for a in accounts for o in a.orphans)],
+    }
+    for name, entries in aside.items():
+        columns = {
+            key: pa.array([getattr(e, key) for e in entries], pa.string())
+            for key in ("id", "file", "reason", "source")
+        }
+        put(f"{plan.folder}/{name}.parquet", _parquet(pa.table(columns)))
+    table_all = pa.concat_tables([before.items, table]) if before else table
+    _put_descriptions(storage, writer, table_all, releases, put)
+    writer.record(f"{plan.folder}/objects.json", objects)
+    writer.publish(releases)
+    return open_cube(storage.url, storage.options)
+
+
+def _put_descriptions(
+    storage: Storage,
+    writer: CubeWriter,
+    items: pa.Table,
+    releases: Sequence[Release],
+    put: Callable[[str, bytes], str],
+) -> None:
+    tables = [key for release in releases for key in release.tables]
+    collection = stac.collection(
+        writer.cube_id,
+        archive=writer.layout.archive,
+        items=items,
+        tables=tables,
+        version=releases[-1].name,
+    )
+    put("collection.json", json.dumps(collection, indent=1, ensure_ascii=False).encode())
+    put("intake.yaml", stac.intake_catalog().encode())
+
+
+def _parquet(table: pa.Table) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd", row_group_size=65_536)
+    return buffer.getvalue()
+
+
+def _begin(storage: Storage, plan: Plan) -> list[ShardAccount]:
+    """Record the plan, or find the same plan and what a killed run finished of it."""
+    key = f"{plan.folder}/plan.json"
+    document = {"digest": plan.digest(), "patches": len(plan.records)}
+    if not storage.write_new(key, json.dumps(document).encode()):
+        found = json.loads(storage.read(key))
+        if found != document:
+            raise InvalidInputError(
+                f"an unfinished run of {found['patches']} other patches lies in "
+                f"{storage.url}/{plan.folder}; finish it with the same sources, or remove that "
+                f"folder to give it up"
+            )
+    done = [
+        ShardAccount.from_bytes(storage.read(key))
+        for key, _ in storage.list(f"{plan.folder}/shards")
+    ]
+    if not done:
+        plan.writer.put_documents(plan.writer.documents)
+    return done
+
+
+def _write_shards(
+    source: PatchSource,
+    plan: Plan,
+    done: Sequence[ShardAccount],
+    client: distributed.Client,
+    progress: Progress | None,
+) -> Iterator[ShardAccount]:
+    finished = {account.shard for account in done}
+    waiting = iter([shard for shard in plan.shards() if shard not in finished])
+    n_done = sum(len(plan.records_of(shard)) for shard in finished)
+    # A window, not the whole list: the records of a shard travel with its task.
+    window = 2 * max(1, len(client.nthreads()))
+    writer = client.scatter(plan.writer, broadcast=True, hash=False)
+    task = functools.partial(write_shard, source=source, folder=plan.folder)
+
+    def submit(shard: int) -> distributed.Future[Any]:
+        first = shard * plan.shard_rows
+        return client.submit(task, writer, shard, first, plan.records_of(shard), pure=False)
+
+    running = distributed.as_completed(
+        [submit(shard) for shard in itertools.islice(waiting, window)]
+    )
+    for future in running:
+        account = future.result()
+        n_done += len(plan.records_of(account.shard))
+        if progress is not None:
+            progress(n_done, len(plan.records))
+        for shard in waiting:
+            running.add(submit(shard))
+            break
+        yield account
+
+
+@contextmanager
+def _cluster(
+    client: distributed.Client | None, workers: int | None, n_tasks: int
+) -> Iterator[distributed.Client]:
+    """Run on the given client, or on worker processes of this machine.
+
+    A single worker runs in this process: starting another costs seconds and brings nothing.
+    """
+    if client is not None:
+        yield client
+        return
+    if workers is not None and workers < 1:
+        raise InvalidInputError(f"{workers} workers; expected at least 1")
+    n_workers = max(1, min(workers or os.cpu_count() or 1, n_tasks))
+    with (
+        distributed.LocalCluster(
+            n_workers=n_workers,
+            threads_per_worker=1,
+            processes=n_workers > 1,
+            dashboard_address="127.0.0.1:0",
+            memory_limit=0,
+        ) as cluster,
+        distributed.Client(cluster) as own,
+    ):
+        yield own

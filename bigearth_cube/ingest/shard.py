@@ -1,0 +1,123 @@
+"""Read the patches of one shard and write it: the task that Dask runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bigearth_cube.archive import PatchRecord, PatchSource, SetAside
+from bigearth_cube.archive.base import Kind
+from bigearth_cube.errors import MalformedPatchError
+from bigearth_cube.nomenclature import (
+    GROUPS,
+    MAP_GROUP,
+    S1_GROUP,
+)
+from bigearth_cube.release import StoredObject
+from bigearth_cube.writer import CubeWriter
+
+VIEWS: Mapping[Kind, str] = {"s1": S1_GROUP.path, "reference": MAP_GROUP.path}
+"""Kinds of view that join a row, and the group they fill."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardAccount:
+    """What one task did: kept under ``ingest/`` and read again by a resumed run."""
+
+    shard: int
+    void: tuple[int, ...]  # rows of the release whose patch could not be read
+    s1: tuple[int, ...]  # rows with a Sentinel-1 view
+    reference: tuple[int, ...]  # rows with a reference map
+    quarantined: tuple[SetAside, ...]
+    orphans: tuple[SetAside, ...]
+    objects: tuple[StoredObject, ...]
+
+    def to_bytes(self) -> bytes:
+        """JSON as it is kept under ``ingest/``."""
+        return json.dumps(asdict(self), indent=1).encode()
+
+    @staticmethod
+    def from_bytes(data: bytes) -> ShardAccount:
+        """Read what ``to_bytes`` wrote."""
+        document = json.loads(data)
+        aside = {
+            name: tuple(SetAside(**entry) for entry in document.pop(name))
+            for name in ("quarantined", "orphans")
+        }
+        objects = tuple(StoredObject(**entry) for entry in document.pop("objects"))
+        return ShardAccount(
+            shard=document["shard"],
+            void=tuple(document["void"]),
+            s1=tuple(document["s1"]),
+            reference=tuple(document["reference"]),
+            quarantined=aside["quarantined"],
+            orphans=aside["orphans"],
+            objects=objects,
+        )
+
+
+def write_shard(
+    writer: CubeWriter,
+    shard: int,
+    first_row: int,
+    records: Sequence[PatchRecord],
+    *,
+    source: PatchSource,
+    folder: str,
+) -> ShardAccount:
+    """Read the patches of one shard and write it, all groups; the task that Dask runs."""
+    groups = [GROUPS[path] for path in writer.layout.groups]
+    blocks: dict[str, NDArray[Any]] = {
+        g.path: np.full((writer.layout.shard_rows, *g.patch_shape), g.fill_value, g.dtype)
+        for g in groups
+    }
+    void: list[int] = []
+    present: dict[str, list[int]] = {"s1": [], "reference": []}
+    quarantined: list[SetAside] = []
+    orphans: list[SetAside] = []
+    for position, record in enumerate(records):
+        row = first_row + position
+        try:
+            patch = source.read(record)
+        except MalformedPatchError as error:
+            void.append(row)
+            quarantined.append(SetAside(record.id, error.file, error.reason, "s2"))
+            orphans += views_of(record, "its Sentinel-2 patch is in quarantine")
+            continue
+        quarantined += patch.problems
+        for path, pixels in patch.s2.items():
+            blocks[path][position] = pixels
+        if patch.s1 is not None:
+            blocks[S1_GROUP.path][position] = patch.s1
+            present["s1"].append(row)
+        if patch.clc is not None:
+            blocks[MAP_GROUP.path][position] = patch.clc
+            present["reference"].append(row)
+    objects = [writer.write_shard(path, shard, block) for path, block in blocks.items()]
+    account = ShardAccount(
+        shard=shard,
+        void=tuple(void),
+        s1=tuple(present["s1"]),
+        reference=tuple(present["reference"]),
+        quarantined=tuple(quarantined),
+        orphans=tuple(orphans),
+        objects=tuple(objects),
+    )
+    writer.storage.write(f"{folder}/shards/{shard:06d}.json", account.to_bytes())
+    return account
+
+
+def views_of(record: PatchRecord, reason: str) -> list[SetAside]:
+    """List the Sentinel-1 patch and the reference map of a record, with a reason."""
+    views = []
+    if "VV" in record.files or "VH" in record.files:
+        file = record.files.get("VV") or record.files["VH"]
+        views.append(SetAside(record.s1_id or record.id, file, reason, "s1"))
+    if "map" in record.files:
+        views.append(SetAside(record.id, record.files["map"], reason, "reference"))
+    return views

@@ -1,0 +1,110 @@
+"""What a release is, and how its objects were written: pure data."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bigearth_cube.shards import checksum
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """One published state of a cube: everything up to its last row.
+
+    Attributes
+    ----------
+    name
+        ``"r1"``, ``"r2"``, … in order.
+    start, stop
+        First row and end of the rows it added, padding included; both on shard boundaries.
+    runs
+        Half-open runs of rows in it that hold a patch; the rest is padding.
+    arrays
+        Pixel groups it filled.
+    tables
+        Its part of the items table, keys below the cube.
+    label_arrays
+        Corrected labels it brought.
+    source
+        What was ingested.
+    created
+        Time of publishing, UTC, ISO 8601.
+    digest
+        SHA-256 over its sorted patch ids.
+    """
+
+    name: str
+    start: int
+    stop: int
+    runs: tuple[tuple[int, int], ...]
+    arrays: tuple[str, ...]
+    tables: tuple[str, ...]
+    source: str
+    created: str
+    digest: str
+    label_arrays: tuple[str, ...] = ()
+
+    @property
+    def n_patches(self) -> int:
+        """Patches it added."""
+        return sum(stop - start for start, stop in self.runs)
+
+    @staticmethod
+    def from_json(document: Mapping[str, Any]) -> Release:
+        """Read a release from the root attributes."""
+        fields = dict(document)
+        fields["runs"] = tuple((start, stop) for start, stop in fields["runs"])
+        for name in ("arrays", "tables", "label_arrays"):
+            fields[name] = tuple(fields[name])
+        return Release(**fields)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """An object as it was written: what verify compares.
+
+    Attributes
+    ----------
+    key
+        Place below the cube.
+    size
+        Bytes.
+    crc32c
+        CRC-32C of all of them.
+    """
+
+    key: str
+    size: int
+    crc32c: int
+
+    @staticmethod
+    def of(key: str, data: bytes) -> StoredObject:
+        """Describe bytes about to be written."""
+        return StoredObject(key, len(data), checksum(data))
+
+
+def release_digest(patch_ids: Sequence[str]) -> str:
+    """SHA-256 over sorted patch ids, one a line."""
+    return hashlib.sha256("\n".join(sorted(patch_ids)).encode()).hexdigest()
+
+
+def runs_of(rows: NDArray[np.int64]) -> tuple[tuple[int, int], ...]:
+    """Return increasing rows as half-open runs.
+
+    Examples
+    --------
+    >>> runs_of(np.array([0, 1, 2, 5]))
+    ((0, 3), (5, 6))
+    """
+    if not len(rows):
+        return ()
+    breaks = np.flatnonzero(np.diff(rows) != 1) + 1
+    starts = [0, *breaks.tolist()]
+    stops = [*breaks.tolist(), len(rows)]
+    return tuple((int(rows[a]), int(rows[b - 1]) + 1) for a, b in zip(starts, stops, strict=True))

@@ -1,0 +1,107 @@
+"""Write a cube: documents, shards, columns, and the root whose PUT publishes them.
+
+Nothing here touches a published shard; a release adds rows and becomes visible all at once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from bigearth_cube import layout as layouts
+from bigearth_cube.layout import CubeLayout, Documents
+from bigearth_cube.nomenclature import GROUPS
+from bigearth_cube.release import Release, StoredObject
+from bigearth_cube.shards import array_layout, encode_shard
+from bigearth_cube.storage import Storage
+
+ZARR = "cube.zarr"
+"""Hierarchy of a cube, below its prefix."""
+ROOT = "zarr.json"
+ROOT_RECORD = "ingest/root.json"
+
+
+@dataclass(frozen=True)
+class CubeWriter:
+    """Write one cube, object by object; pickles, so that workers write shards.
+
+    Attributes
+    ----------
+    storage
+        The cube's prefix.
+    cube_id
+        Name of the cube.
+    layout
+        How it is cut into objects.
+    documents
+        Its hierarchy at the length it will be published with.
+    """
+
+    storage: Storage
+    cube_id: str
+    layout: CubeLayout
+    documents: Documents
+
+    def put_documents(self, documents: Documents) -> list[StoredObject]:
+        """Write group and array documents, and the names along their axes."""
+        written = [
+            self._put(f"{path}/{ROOT}", layouts.to_bytes(document))
+            for path, document in documents.items()
+        ]
+        for path, names in layouts.axis_values(documents).items():
+            written += self.write_column(path, 0, np.array(names, dtype=object))
+        return written
+
+    def write_shard(self, group: str, shard: int, block: NDArray[Any]) -> StoredObject:
+        """Encode one shard and put it; see ``encode_shard`` for the block."""
+        path = f"{group}/{GROUPS[group].array}"
+        layout = array_layout(path, self.documents[path])
+        return self._put(layout.key(shard), encode_shard(layout, block))
+
+    def write_column(self, path: str, start: int, values: NDArray[Any]) -> list[StoredObject]:
+        """Write a column from row ``start`` on; older rows keep their values."""
+        store = self.storage.child(ZARR).zarr_store(read_only=False)
+        # Empty chunks are written too, so that a missing one is always an error.
+        array = zarr.open_array(store=store, path=path, mode="r+").with_config(
+            {"write_empty_chunks": True, "order": "C"}
+        )
+        array[start : start + len(values)] = values
+        suffix = "/0" * (array.ndim - 1)
+        first, last = start // array.chunks[0], (start + len(values) - 1) // array.chunks[0]
+        keys = [f"{ZARR}/{path}/c/{chunk}{suffix}" for chunk in range(first, last + 1)]
+        return [StoredObject.of(key, self.storage.read(key)) for key in keys]
+
+    def publish(self, releases: Sequence[Release]) -> StoredObject:
+        """Put the root document: from here on readers see the last of ``releases``."""
+        documents = [asdict(release) for release in releases]
+        attributes = layouts.root_attributes(self.cube_id, self.layout, documents)
+        root = self._put(ROOT, layouts.root_document(attributes, self.documents))
+        self.record(ROOT_RECORD, [root])
+        return root
+
+    def record(self, key: str, objects: Sequence[StoredObject]) -> None:
+        """Keep the checksums of written objects, for verify."""
+        data = json.dumps([asdict(o) for o in objects], indent=1).encode()
+        self.storage.write(key, data)
+
+    def _put(self, key: str, data: bytes) -> StoredObject:
+        self.storage.write(f"{ZARR}/{key}", data)
+        return StoredObject.of(f"{ZARR}/{key}", data)
+
+    def grown(self, n_rows: int, new_groups: Sequence[str] = ()) -> CubeWriter:
+        """Return the writer of the next release: every array ``n_rows`` long, groups added."""
+        layout = replace(
+            self.layout, groups=tuple(dict.fromkeys((*self.layout.groups, *new_groups)))
+        )
+        documents = layouts.hierarchy(layout, n_rows)
+        return replace(
+            self,
+            layout=layout,
+            documents={**layouts.resized(self.documents, n_rows), **documents},
+        )
