@@ -53,7 +53,7 @@ fmt: $(READY) ## format the code
 	@$(BIN)/ruff format .
 
 bench: $(READY) ## measure, side by side
-	@$(BIN)/python -m pytest -q tests/benchmarks --benchmark-enable --benchmark-only --benchmark-columns=min,median,max,rounds
+	@$(BIN)/python -m pytest -q tests/benchmarks -o python_files="bench_*.py" --timeout 3600 --benchmark-enable --benchmark-only --benchmark-columns=min,median,max,rounds --benchmark-json=.benchmarks/last.json
 
 clean: ## remove what was made, .venv too
 	@rm -rf $(VENV) demo .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -119,7 +119,7 @@ def synth(
     help="Compression of a new cube: zstd, or lz4.",
     show_default=True,
 )
-@click.option("--workers", type=click.IntRange(min=1), help="Processes; one a core by default.")
+@click.option("--workers", type=click.IntRange(min=1), help="Dask workers here; one a core.")
 @click.option("--scheduler", metavar="ADDRESS", help="Dask scheduler to run on instead.")
 @click.option(
     "--require-complete", is_flag=True, help="Refuse a source that lacks patches of its own lists."

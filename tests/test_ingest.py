@@ -158,7 +158,13 @@ def test_worker_processes_write_the_same_bytes_as_this_process(
     tmp_path: Path, dask_client: distributed.Client
 ) -> None:
     ingest(MemorySource(300), str(tmp_path / "a"), client=dask_client)
-    ingest(MemorySource(300), str(tmp_path / "b"), workers=2)
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0"
+        ) as cluster,
+        distributed.Client(cluster) as processes,
+    ):
+        ingest(MemorySource(300), str(tmp_path / "b"), client=processes)
     assert objects_of(str(tmp_path / "a")) == objects_of(str(tmp_path / "b"))
 
 

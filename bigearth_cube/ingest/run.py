@@ -96,6 +96,8 @@ class IngestReport:
     seconds: float
 
 
+_TASKS_FOR_PROCESSES = 64
+"""Worker processes take about 4 s to start: 15 shards of 256 patches."""
 Progress = Callable[[int, int], None]
 """Called with the number of patches done and of all."""
 
@@ -131,7 +133,7 @@ def ingest(
     profile
         Compression of a new cube: ``"default"`` or ``"fast"``.
     workers
-        Worker processes on this machine; as many as cores where it is None. Ignored with
+        Dask workers on this machine; as many as cores where it is None. Ignored with
         ``client``.
     client
         A Dask client to run on.
@@ -467,9 +469,10 @@ def _write_shards(
 def _cluster(
     client: distributed.Client | None, workers: int | None, n_tasks: int
 ) -> Iterator[distributed.Client]:
-    """Run on the given client, or on worker processes of this machine.
+    """Run on the given client, or on workers of this machine.
 
-    A single worker runs in this process: starting another costs seconds and brings nothing.
+    Encoding releases the interpreter lock, so workers are threads until the run is long enough
+    to be worth the seconds that starting processes takes.
     """
     if client is not None:
         yield client
@@ -481,7 +484,7 @@ def _cluster(
         distributed.LocalCluster(
             n_workers=n_workers,
             threads_per_worker=1,
-            processes=n_workers > 1,
+            processes=n_workers > 1 and n_tasks >= _TASKS_FOR_PROCESSES,
             dashboard_address="127.0.0.1:0",
             memory_limit=0,
         ) as cluster,
