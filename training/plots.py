@@ -131,7 +131,7 @@ def look_alikes(
 ) -> None:
     """Draw a query and its neighbors, nearest first, as PNG; labels they share are green."""
     patches = [query, *ranks]
-    figure = Figure(figsize=(len(patches) * 2.6, 4.6), layout="constrained")
+    figure = Figure(figsize=(len(patches) * 2.6, 4.2), layout="constrained")
     figure.suptitle(title, color=INK)
     axes = figure.subplots(1, len(patches), squeeze=False).ravel()
     pictures = stretched(np.stack([patch.dn_YXC for patch in patches]))

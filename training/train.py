@@ -81,6 +81,12 @@ class EpochLine:
     wait_share: float
     seconds: float
 
+    def __str__(self) -> str:
+        parts = [f"epoch {self.epoch}: train loss {self.train_loss:.4f}"]
+        if self.validation_f1 is not None:
+            parts += [f"validation loss {self.validation_loss:.4f}", f"F1 {self.validation_f1:.4f}"]
+        return ", ".join([*parts, f"{self.patches_per_s:.0f} patches/s, {self.seconds:.0f} s"])
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -260,7 +266,7 @@ def fit(
             )
             history.append(line)
             state = replace(state, epoch=epoch + 1)
-            logger.info("%s", json.dumps(asdict(line)))
+            logger.info("%s", line)
 
             if epoch + 1 == config.epochs or time.monotonic() - last_save >= save_every_s:
                 if best_model is not None:
