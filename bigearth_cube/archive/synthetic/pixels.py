@@ -35,11 +35,11 @@ if TYPE_CHECKING:
 _N_BANDS: Final = 12
 _LOOKS: Final = 4.4
 """Equivalent number of looks of Sentinel-1 IW GRD high resolution (ESA product specification)."""
-_BRIGHTNESS_SD: Final = 0.10
+_BRIGHTNESS_SD: Final = 0.07
 """Spread, log, of the brightness of one class from patch to patch: soils, species, moisture."""
-_TILT_SD: Final = 0.10
+_TILT_SD: Final = 0.07
 """Spread, log, between visible and short-wave infrared of the same."""
-_LIGHT_SD: Final = 0.14
+_LIGHT_SD: Final = 0.07
 """Spread, log, of the light over a whole patch."""
 _HAZE_DN: Final = 30.0
 """Mean residual haze at 443 nm; falls as wavelength to the power of -2."""
