@@ -18,19 +18,10 @@ from typing import Any
 
 import click
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
-from rich.text import Text
 
 from bigearth_cube.errors import BigEarthCubeError, CubeIntegrityError
+from bigearth_cube.terminal import dask_client, progress_bars
 
 EXIT_DAMAGED, EXIT_WRONG, EXIT_QUARANTINE, EXIT_INTERRUPTED = 1, 2, 3, 130
 ARCHIVE_FIELDS = ("found", "ingested", "orphans", "quarantined")
@@ -431,35 +422,16 @@ def _client(scheduler: str | None) -> Iterator[Any]:
     if scheduler is None:
         yield None
         return
-    distributed = importlib.import_module("distributed")
-    try:
-        client = distributed.Client(scheduler, timeout=10)
-    except OSError as error:
-        raise click.ClickException(f"no Dask scheduler answers at {scheduler}: {error}") from None
-    with client:
+    with dask_client(scheduler) as client:
         yield client
-
-
-class _Rate(ProgressColumn):
-    """Patches a second."""
-
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:,.0f}/s" if task.speed else "")
 
 
 @contextmanager
 def _progress(what: str, total: int | None) -> Iterator[Any]:
     """Show a bar on standard error; yields a function of (done, total)."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        _Rate(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda done, of: bar.update(task, completed=done, total=of)
+    with progress_bars() as bars:
+        task = bars.add_task(what, total=total)
+        yield lambda done, of: bars.update(task, completed=done, total=of)
 
 
 def _table(first: str, *others: str) -> Table:

@@ -15,20 +15,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
 
 from bigearth_cube.errors import BigEarthCubeError, InvalidInputError, NotFoundError, StorageError
 from bigearth_cube.nomenclature import NOMENCLATURES, SPLITS
+from bigearth_cube.terminal import dask_client, progress_bars
 
 if TYPE_CHECKING:
     from bigearth_cube.cube import Cube
@@ -160,7 +150,7 @@ def fit(
         if validation_split == "none" and validation_selection is None
         else _select(opened, validation_split, validation_selection)
     )
-    with _loading(engine, scheduler) as loading, _progress() as progress:
+    with _loading(engine, scheduler) as loading, progress_bars() as progress:
         run = run_fit(
             opened,
             config,
@@ -257,7 +247,7 @@ def embed(cube: str, checkpoint: str, name: str | None, engine: str, scheduler: 
 
     opened = _open(cube)
     state = load(checkpoint)
-    with _loading(engine, scheduler) as loading, _progress() as progress:
+    with _loading(engine, scheduler) as loading, progress_bars() as progress:
         run_embed(opened, state, name=name, engine=loading, progress=progress)
     click.echo(
         f"wrote features of {opened.n_patches} patches as "
@@ -315,44 +305,17 @@ def _loading(engine: str, scheduler: str | None) -> Iterator[Any]:
     if scheduler is None and engine == "threads":
         yield "threads"
         return
-    from distributed import Client, LocalCluster
-
     if scheduler is not None:
-        try:
-            client = Client(scheduler, timeout=5)
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise StorageError(f"no Dask scheduler at {scheduler}: {reason}") from None
-        with client:
+        with dask_client(scheduler) as client:
             yield client
         return
+    from distributed import Client, LocalCluster
+
     with (
         LocalCluster(processes=False, dashboard_address="127.0.0.1:0") as cluster,
         Client(cluster) as client,
     ):
         yield client
-
-
-class _Rate(ProgressColumn):
-    """Patches a second."""
-
-    def render(self, task: Task) -> Text:
-        """Show the rate once there is one."""
-        return Text("" if task.speed is None else f"{task.speed:,.0f}/s")
-
-
-@contextmanager
-def _progress() -> Iterator[Progress]:
-    """Bars on standard error, with rate and time left."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        _Rate(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        yield progress
 
 
 if __name__ == "__main__":

@@ -1,0 +1,63 @@
+"""What the commands share: bars with rate and time left, and a scheduler that answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from bigearth_cube.errors import StorageError
+
+
+class _Rate(ProgressColumn):
+    """How many a second."""
+
+    def render(self, task: Task) -> Text:
+        """Show the rate once there is one."""
+        return Text("" if task.speed is None else f"{task.speed:,.0f}/s")
+
+
+@contextmanager
+def progress_bars() -> Iterator[Progress]:
+    """Show bars on standard error while the body runs; they vanish when it ends."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        yield progress
+
+
+@contextmanager
+def dask_client(address: str) -> Iterator[Any]:
+    """Connect to a Dask scheduler.
+
+    Raises
+    ------
+    StorageError
+        If none answers within ten seconds.
+    """
+    from distributed import Client  # half a second that `--help` need not wait for
+
+    try:
+        client = Client(address, timeout=10)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise StorageError(f"no Dask scheduler answers at {address}: {reason}") from None
+    with client:
+        yield client
