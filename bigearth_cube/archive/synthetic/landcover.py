@@ -226,8 +226,9 @@ def draw_map(
         uint16, (y, x).
     """
     order = [codes[i] for i in rng.permutation(len(codes))]
-    # The last class is the background: neither a river nor a class without a label.
-    order.sort(key=lambda code: (code not in _LINEAR, code not in _SEA, code not in _DROPPED))
+    # The last class is the background and gets all that is left: neither a class without a
+    # label nor, where there is another, a river or the sea.
+    order.sort(key=lambda code: (code not in _DROPPED, code not in _LINEAR, code not in _SEA))
     shares = _shares(rng, tuple(order))
     ground = np.full(WINDOW_PX * WINDOW_PX, order[-1], np.uint16)
     free = np.arange(ground.size)

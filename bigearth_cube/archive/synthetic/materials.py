@@ -40,13 +40,23 @@ MATERIALS: Final[dict[str, tuple[float, ...]]] = {
     "sand":        (1350, 1750, 2200, 2600, 2800, 2900, 3000, 3100, 3200, 3200, 3600, 3200, -15.0, -24.0),
     "rock":        (700,  850, 1020, 1170, 1300, 1400, 1480, 1550, 1630, 1680, 2000, 1750, -11.0, -18.5),
     "char":        (200,  240,  290,  340,  420,  520,  580,  640,  720,  760, 1300, 1250, -11.0, -18.0),
-    "snow":        (3300, 3500, 3450, 3500, 3500, 3500, 3550, 3550, 3550, 3300,  600,  500, -12.5, -20.0),
-    "cloud":       (3400, 3500, 3400, 3500, 3700, 4000, 4200, 4300, 4400, 3700, 3300, 2500,   0.0,   0.0),
+    "snow":        (5400, 5550, 5200, 5500, 5600, 5600, 5600, 5500, 5400, 5000,  700,  600, -12.5, -20.0),
+    "cloud":       (5400, 5500, 5200, 5400, 5500, 5500, 5600, 5700, 5700, 4900, 3800, 2800,   0.0,   0.0),
 }
 """Typical level-2A reflectance x 10,000 by band and C-band backscatter at mid incidence. Means of
 homogeneous targets, rounded, and adjusted by up to a quarter so that an archive with the
 published class shares has the published band statistics."""
 # fmt: on
+
+LAND_MEAN: Final = (255, 345, 570, 535, 990, 2030, 2385, 2560, 2630, 2640, 1895, 1175)
+"""Mean DN of land over the year, by band: the published mean less the share of water and snow."""
+LAND_SPREAD: Final = (155, 225, 335, 460, 560, 1070, 1260, 1260, 1340, 1800, 1160, 1130)
+"""Standard deviation inside one class of one patch, by band, as the published deviations ask."""
+EQUALITY: Final = 0.97
+"""How far, on a log scale, a class's mean and contrast on a patch are drawn to those of land in
+general. At 0 a logistic regression on band means reaches an F1 of .54 and on means and deviations
+.66; at 1 they fall to .48 and .60, while what convolutions see stays as telling (.80). Real
+classes overlap as much: soils, species and dates blur their means over a continent."""
 
 SEASONAL: Final = {"leaves": "bare wood", "crop": "soil", "grass": "dry grass"}
 """What a material turns into when it is not green."""
@@ -88,7 +98,7 @@ def _of(base: str, *layers: Layer, canopy: float = 0.0) -> Recipe:
     return Recipe(base, layers, canopy)
 
 
-_CONIFERS: Final = _of("needles", Layer("crown shade", "fine crowns", 0.95), canopy=0.6)
+_CONIFERS: Final = _of("needles", Layer("crown shade", "fine crowns", 0.95), canopy=0.4)
 RECIPES: Final[dict[int, Recipe]] = {
     111: _of("asphalt", Layer("roof", "streets")),
     112: _of("grass", Layer("roof", "streets"), Layer("leaves", "clumps", 0.5)),
@@ -112,9 +122,9 @@ RECIPES: Final[dict[int, Recipe]] = {
     242: _of("soil", Layer("crop", "small parcels")),
     243: _of("grass", Layer("dry grass", "small parcels", 0.6), Layer("needles", "groves")),
     244: _of("dry grass", Layer("crown shade", "scattered", 0.9)),
-    311: _of("crown shade", Layer("leaves", "coarse crowns"), canopy=0.3),
+    311: _of("crown shade", Layer("leaves", "coarse crowns"), canopy=0.2),
     312: _CONIFERS,
-    313: _of("leaves", Layer("needles", "mosaic"), Layer("crown shade", "fine crowns", 0.5), canopy=0.5),
+    313: _of("leaves", Layer("needles", "mosaic"), Layer("crown shade", "fine crowns", 0.5), canopy=0.3),
     321: _of("grass", Layer("dry grass", "drift"), Layer("rock", "speckles", 0.6)),
     322: _of("dry grass", Layer("shrub", "tussocks")),
     323: _of("soil", Layer("shrub", "tussocks")),

@@ -16,7 +16,10 @@ import numpy as np
 
 from bigearth_cube.archive.synthetic.materials import (
     CHANNELS,
+    EQUALITY,
     GREENNESS,
+    LAND_MEAN,
+    LAND_SPREAD,
     NAMES,
     RECIPES,
     SEASONAL,
@@ -35,23 +38,32 @@ if TYPE_CHECKING:
 _N_BANDS: Final = 12
 _LOOKS: Final = 4.4
 """Equivalent number of looks of Sentinel-1 IW GRD high resolution (ESA product specification)."""
-_BRIGHTNESS_SD: Final = 0.07
+_BRIGHTNESS_SD: Final = 0.10
 """Spread, log, of the brightness of one class from patch to patch: soils, species, moisture."""
-_TILT_SD: Final = 0.07
+_TILT_SD: Final = 0.10
 """Spread, log, between visible and short-wave infrared of the same."""
+_CONTRAST_SD: Final = 0.3
+"""Spread, log, of the contrast inside a class from patch to patch."""
+_MOISTURE_SD: Final = 0.70
+"""Spread, log, of backscattered power from patch to patch: moisture, roughness, incidence."""
+_DARKEST_DN: Final = 30.0
+"""Shade of land is never darker."""
 _LIGHT_SD: Final = 0.07
 """Spread, log, of the light over a whole patch."""
 _HAZE_DN: Final = 30.0
 """Mean residual haze at 443 nm; falls as wavelength to the power of -2."""
+_STEEPEST: Final = 0.16
+"""Most that relief brightens or darkens land, by one deviation of its slopes."""
 _NOISE: Final = (9.0, 0.022)
 """Sensor noise and texture finer than a pixel: DN, and share of the signal."""
 _WAVELENGTH_UM: Final = np.array(
     (0.443, 0.490, 0.560, 0.665, 0.704, 0.740, 0.783, 0.842, 0.865, 0.945, 1.610, 2.190), np.float32
 )
 _HAZE: Final = (_WAVELENGTH_UM / _WAVELENGTH_UM[0]) ** -2
-_TILT: Final = np.concatenate(
-    [np.log(_WAVELENGTH_UM / 0.842) / np.log(2.190 / 0.443), np.zeros(2, np.float32)]
-)
+_TILT: Final = np.log(_WAVELENGTH_UM / 0.842) / np.log(2.190 / 0.443)
+_LAND_MEAN: Final = np.array(LAND_MEAN, np.float32)
+_LAND_SPREAD: Final = np.array(LAND_SPREAD, np.float32)
+_WATERS: Final = frozenset(("clear water", "murky water"))
 _BANDS_OF: Final = {g.path: [CHANNELS.index(b) for b in g.bands] for g in S2_GROUPS}
 _MATERIAL: Final = {name: i for i, name in enumerate(NAMES)}
 
@@ -99,33 +111,28 @@ def _draw_class(
         cover = layer.cover * rng.uniform(0.65, 1)
         share_p = np.float32(cover) * window(canvases[layer.pattern], rng).reshape(-1)[where_p]
         signal += share_p * (row[:, None] - signal)
-    return _equalize(rng, signal) if recipe.base not in _WATER else signal
+    if recipe.base not in _WATERS:
+        _equalize(rng, signal[:_N_BANDS])
+    signal[_N_BANDS:] *= np.float32(np.exp(rng.normal(0, _MOISTURE_SD)))
+    return signal
 
 
-def _equalize(rng: np.random.Generator, signal: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Draw mean and contrast of a class on one patch toward those of land in general."""
-    bands = signal[:_N_BANDS]
+def _equalize(rng: np.random.Generator, bands: NDArray[np.float32]) -> None:
+    """Draw mean and contrast of a class on one patch toward those of land in general.
+
+    What stays is the pattern and which bands rise and fall together in it, so a class is told
+    by what lies side by side rather than by its mean color.
+    """
     mean = bands.mean(1)
-    spread = np.sqrt(np.maximum(((bands - mean[:, None]) ** 2).mean(1), 1))
-    gain = np.exp(rng.normal(0, _BRIGHTNESS_SD) + rng.normal(0, _TILT_SD) * _TILT[:_N_BANDS])
-    wanted_mean = gain * (mean ** (1 - _ALPHA) * _LAND_MEAN**_ALPHA)
-    wanted_spread = gain * (spread ** (1 - _BETA) * _LAND_SPREAD**_BETA)
-    wanted_spread *= np.exp(rng.normal(0, 0.2))
-    factor = (wanted_spread / spread).astype(np.float32)[:, None]
+    spread = np.maximum(bands.std(1), 1)
+    gain = np.exp(rng.normal(0, _BRIGHTNESS_SD) + rng.normal(0, _TILT_SD) * _TILT)
+    contrast = gain * np.exp(rng.normal(0, _CONTRAST_SD))
+    wanted_mean = gain * mean ** (1 - EQUALITY) * _LAND_MEAN**EQUALITY
+    wanted_spread = contrast * spread ** (1 - EQUALITY) * _LAND_SPREAD**EQUALITY
     bands -= mean[:, None]
-    bands *= factor
+    bands *= (wanted_spread / spread).astype(np.float32)[:, None]
     bands += wanted_mean.astype(np.float32)[:, None]
-    signal[_N_BANDS:] *= np.exp(rng.normal(0, 0.4))
-    return np.maximum(signal, 0.2 * np.minimum(wanted_mean.min(), 1e-4), out=signal)
-
-
-_ALPHA = 1.0
-_BETA = 1.0
-_WATER = ("clear water", "murky water")
-_LAND_MEAN = np.array(
-    [320, 400, 640, 600, 1050, 2050, 2450, 2620, 2750, 2750, 1950, 1150], np.float32
-)
-_LAND_SPREAD = np.array([90, 130, 190, 260, 280, 560, 760, 850, 860, 800, 500, 420], np.float32)
+    np.maximum(bands, _DARKEST_DN, out=bands)
 
 
 def draw_scene(
@@ -166,7 +173,8 @@ def draw_scene(
     relief_p = window(canvases["relief"], rng).reshape(-1)
     light = SUN[conditions.season] * np.exp(rng.normal(0, _LIGHT_SD))
     bands, power = signal[:_N_BANDS], signal[_N_BANDS:]
-    bands *= np.float32(light) * (1 + 0.05 * dry_p * relief_p)
+    slope = np.float32(rng.uniform(0, _STEEPEST))
+    bands *= np.float32(light) * (1 + slope * dry_p * np.clip(relief_p, -2, 2))
     if conditions.snow:
         _cover_with_snow(rng, bands, canopy_p, canvases)
     bands += (_HAZE_DN * rng.gamma(4.0, 0.25) * _HAZE)[:, None].astype(np.float32)
@@ -183,7 +191,7 @@ def _cover_with_snow(
 ) -> None:
     patches_p = window(canvases["relief"], rng).reshape(-1)
     cover_p = np.clip(0.75 + rng.normal(0, 0.15) + 0.3 * patches_p, 0.05, 1) * (1 - canopy_p)
-    snow = SPECTRA[_MATERIAL["snow"], :_N_BANDS] * np.float32(np.exp(rng.normal(0, 0.25)))
+    snow = SPECTRA[_MATERIAL["snow"], :_N_BANDS] * np.float32(np.exp(rng.normal(0, 0.15)))
     bands += cover_p * (snow[:, None] - bands)
 
 
@@ -196,7 +204,7 @@ def _cover_with_cloud(
     cover = np.clip(0.6 * field, 0, 1)
     shadow = np.roll(cover, (20, 14), (0, 1))
     bands *= 1 - 0.55 * shadow.reshape(-1)
-    cloud = SPECTRA[_MATERIAL["cloud"], :_N_BANDS] * np.float32(np.exp(rng.normal(0, 0.25)))
+    cloud = SPECTRA[_MATERIAL["cloud"], :_N_BANDS] * np.float32(np.exp(rng.normal(0, 0.15)))
     bands += cover.reshape(-1) * (cloud[:, None] - bands)
 
 

@@ -197,7 +197,7 @@ PATTERNS: Final[dict[str, Callable[[np.random.Generator], Field]]] = {
 }
 """Every pattern by name: a function of a generator that gives its canvas."""
 
-FIELDS: Final = {"relief": 9.0, "region": 17.0, "coast": 30.0, "cloud": 11.0}
+FIELDS: Final = {"relief": 9.0, "region": 11.0, "coast": 30.0, "cloud": 11.0}
 """Length scales, pixels, of the noise that shapes maps, relief and clouds."""
 
 
