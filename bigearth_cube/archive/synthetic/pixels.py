@@ -38,12 +38,16 @@ if TYPE_CHECKING:
 _N_BANDS: Final = 12
 _LOOKS: Final = 4.4
 """Equivalent number of looks of Sentinel-1 IW GRD high resolution (ESA product specification)."""
-_BRIGHTNESS_SD: Final = 0.10
+_BRIGHTNESS_SD: Final = 0.06
 """Spread, log, of the brightness of one class from patch to patch: soils, species, moisture."""
-_TILT_SD: Final = 0.10
+_TILT_SD: Final = 0.06
 """Spread, log, between visible and short-wave infrared of the same."""
-_CONTRAST_SD: Final = 0.3
+_CONTRAST_SD: Final = 0.2
 """Spread, log, of the contrast inside a class from patch to patch."""
+_BAND_MEAN_SD: Final = 0.08
+_BAND_CONTRAST_SD: Final = 0.25
+"""Spread, log, of mean and contrast of single bands: pigments, minerals, residual atmosphere. With
+nothing but brightness and tilt a linear model finds the ten directions that they leave free."""
 _MOISTURE_SD: Final = 0.70
 """Spread, log, of backscattered power from patch to patch: moisture, roughness, incidence."""
 _DARKEST_DN: Final = 30.0
@@ -126,7 +130,10 @@ def _equalize(rng: np.random.Generator, bands: NDArray[np.float32]) -> None:
     mean = bands.mean(1)
     spread = np.maximum(bands.std(1), 1)
     gain = np.exp(rng.normal(0, _BRIGHTNESS_SD) + rng.normal(0, _TILT_SD) * _TILT)
-    contrast = gain * np.exp(rng.normal(0, _CONTRAST_SD))
+    gain *= np.exp(rng.normal(0, _BAND_MEAN_SD, _N_BANDS))
+    contrast = gain * np.exp(
+        rng.normal(0, _CONTRAST_SD) + rng.normal(0, _BAND_CONTRAST_SD, _N_BANDS)
+    )
     wanted_mean = gain * mean ** (1 - EQUALITY) * _LAND_MEAN**EQUALITY
     wanted_spread = contrast * spread ** (1 - EQUALITY) * _LAND_SPREAD**EQUALITY
     bands -= mean[:, None]
