@@ -11,7 +11,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 import torch
@@ -29,6 +29,8 @@ from training.config import Config, Precision
 logger = logging.getLogger(__name__)
 
 Engine = Literal["threads"] | Client
+EVALUATION_BATCH: Final = 64
+"""As fast on a CPU as 256, whose activations take 0.6 GB more; a GPU does not wait for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +103,7 @@ def evaluation_loader(
     return BatchLoader(
         cube,
         selection,
-        batch_size=256,
+        batch_size=EVALUATION_BATCH,
         groups=groups,
         labels=labels,
         shuffle="none",

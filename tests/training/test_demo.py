@@ -38,10 +38,10 @@ def test_a_slow_machine_trains_fewer_epochs_and_says_so(monkeypatch: pytest.Monk
     config = recipe("tb-cnn-small", "label_19")
     told: list[str] = []
     monkeypatch.setattr(demo, "steps_per_s", lambda _: 1000.0)
-    assert demo._within(config, 3000, None, told.append) == config
+    assert demo._within(config, 3000, None, 200.0, told.append) == config
     assert told == []
     monkeypatch.setattr(demo, "steps_per_s", lambda _: 1.5)
-    fewer = demo._within(config, 3000, None, told.append)
+    fewer = demo._within(config, 3000, None, 200.0, told.append)
     assert 3 <= fewer.epochs < config.epochs
     assert f"so {fewer.epochs} of the recipe's {config.epochs} epochs" in told[0]
-    assert demo._within(config, 3000, 2, told.append).epochs == 2
+    assert demo._within(config, 3000, 2, 200.0, told.append).epochs == 2
