@@ -26,8 +26,7 @@ import intake
 import numpy as np
 import torch
 from distributed import Client, LocalCluster
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 from torch.nn import functional as F  # noqa: N812
 
 from bigearth_cube.archive.synthetic import write_archive
@@ -36,6 +35,7 @@ from bigearth_cube.ingest import ingest
 from bigearth_cube.nomenclature import GROUPS, SPLITS
 from bigearth_cube.retrieval import neighbors
 from bigearth_cube.storage import Storage
+from bigearth_cube.terminal import progress_bars
 from training.baselines import band_table, baseline_rows
 from training.checkpoint import load
 from training.config import Config
@@ -126,14 +126,8 @@ def run_demo(
     out.mkdir(parents=True, exist_ok=True)
     for noisy in ("distributed", "werkzeug"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
-    bars = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
     with (
-        Progress(*bars, console=Console(stderr=True), transient=True) as progress,
+        progress_bars() as progress,
         _s3(s3_url, say) as (prefix, options),
         LocalCluster(
             n_workers=1, threads_per_worker=2, processes=False, dashboard_address="127.0.0.1:0"

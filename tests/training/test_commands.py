@@ -100,7 +100,7 @@ def test_embed_writes_into_the_cube(
         (["fit", "CUBE", "--selection", "none.parquet"], "no"),
         (
             ["fit", "CUBE", "--scheduler", "tcp://127.0.0.1:1"],
-            "no Dask scheduler at tcp://127.0.0.1:1",
+            "no Dask scheduler answers at tcp://127.0.0.1:1",
         ),
         (
             ["evaluate", "CUBE", "--checkpoint", "memory://no-run"],
