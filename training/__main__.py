@@ -257,7 +257,7 @@ def embed(cube: str, checkpoint: str, name: str | None, engine: str, scheduler: 
 
 @cli.command()
 @click.option("--s3", "s3_url", metavar="URL", help="Bucket to use, instead of an embedded server.")
-@click.option("--patches", type=click.IntRange(min=200), default=5000, show_default=True)
+@click.option("--patches", type=click.IntRange(min=200), default=6000, show_default=True)
 @click.option("--epochs", type=click.IntRange(min=1), help="[default: as many as fit in the time]")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option(

@@ -36,8 +36,8 @@ def tb_cnn_small(labels: str) -> Config:
 
     Batch 64 is the fastest there (128 and 256 are slower). bfloat16, where the CPU computes in
     it, gives 1.7 times the patches/s of float32. A run has a few hundred steps, so batch norm
-    forgets faster than published. Not augmented: with TB-CNN's dropout the training loss stays
-    above that of validation for all nine epochs.
+    forgets faster than published. Turned and mirrored: without it the validation loss rises after
+    the fifth of nine epochs over 2,400 patches.
     """
     return Config(
         recipe="tb-cnn-small",
@@ -49,6 +49,7 @@ def tb_cnn_small(labels: str) -> Config:
         schedule="cosine",
         warmup=0.05,
         batch_norm_momentum=0.05,
+        augment=True,
         tune_threshold=True,
         precision="auto",
         channels_last=True,
