@@ -108,12 +108,17 @@ def test_a_resumed_epoch_goes_on_as_if_never_stopped(
 def test_a_state_of_another_order_or_selection_is_refused(cube: Cube) -> None:
     with BatchLoader(cube, batch_size=50, groups=SMALL) as loader:
         state = loader.state()
-    with BatchLoader(cube, batch_size=64, groups=SMALL) as loader:
-        with pytest.raises(InvalidInputError, match="batch_size 50, this loader has 64"):
-            loader.load_state(state)
-    with BatchLoader(cube, cube.search(split="test"), batch_size=50, groups=SMALL) as loader:
-        with pytest.raises(InvalidInputError, match="selection"):
-            loader.load_state(state)
+    with (
+        BatchLoader(cube, batch_size=64, groups=SMALL) as loader,
+        pytest.raises(InvalidInputError, match="batch_size 50, this loader has 64"),
+    ):
+        loader.load_state(state)
+    test = cube.search(split="test")
+    with (
+        BatchLoader(cube, test, batch_size=50, groups=SMALL) as loader,
+        pytest.raises(InvalidInputError, match="selection"),
+    ):
+        loader.load_state(state)
 
 
 @pytest.mark.parametrize(("n_rows", "batch_size"), [(1, 8), (5, 64), (70, 3), (70, 500)])
@@ -176,9 +181,11 @@ def test_damage_ends_the_epoch_and_names_object_and_rows(
     ):
         path.unlink() if content is None else path.write_bytes(content)
         options: dict[str, Any] = {"engine": dask_client if engine == "dask" else "threads"}
-        with BatchLoader(cube, batch_size=64, groups=SMALL, **options) as loader:
-            with pytest.raises(CubeIntegrityError, match=reason) as caught:
-                delivered(loader)
+        with (
+            BatchLoader(cube, batch_size=64, groups=SMALL, **options) as loader,
+            pytest.raises(CubeIntegrityError, match=reason) as caught,
+        ):
+            delivered(loader)
         assert caught.value.key == key
 
 
