@@ -101,6 +101,9 @@ _split_choice = click.Choice([*SPLITS, "all"])
 @click.option("--epochs", type=click.IntRange(min=1), help="[default: the recipe's]")
 @click.option("--batch-size", type=click.IntRange(min=2), help="[default: the recipe's]")
 @click.option("--learning-rate", type=float, help="[default: the recipe's]")
+@click.option(
+    "--augment/--no-augment", default=None, help="Flip and rotate.  [default: the recipe's]"
+)
 @click.option("--seed", type=click.IntRange(min=0), help="[default: the recipe's]")
 @_engine
 @_scheduler
@@ -117,6 +120,7 @@ def fit(
     epochs: int | None,
     batch_size: int | None,
     learning_rate: float | None,
+    augment: bool | None,
     seed: int | None,
     engine: str,
     scheduler: str | None,
@@ -142,6 +146,7 @@ def fit(
         epochs=epochs,
         batch_size=batch_size,
         learning_rate=learning_rate,
+        augment=augment,
         seed=seed,
     )
     train = _select(opened, train_split, selection)

@@ -71,7 +71,7 @@ class Checkpoint:
         """Build the network with its weights, in evaluation mode."""
         network = build(self.config.model, len(self.class_names), self.archive)
         network.load_state_dict(self.model)
-        return network.eval()
+        return arranged(network, self.config).eval()
 
     def to_bytes(self) -> bytes:
         """Serialize; the last bytes are the digest of the others."""
@@ -117,6 +117,13 @@ class Checkpoint:
         values["config"] = Config.from_json(values["config"])
         values["class_names"] = tuple(values["class_names"])
         return cls(**values)
+
+
+def arranged(network: Network, config: Config) -> Network:
+    """Lay the weights out as the config says; outputs follow the layout of the weights."""
+    if config.channels_last:
+        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network
 
 
 def save(checkpoint: Checkpoint, storage: Storage, key: str) -> None:

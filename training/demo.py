@@ -36,7 +36,7 @@ from bigearth_cube.retrieval import neighbors
 from bigearth_cube.storage import Storage
 from bigearth_cube.terminal import progress_bars
 from training.baselines import band_table, baseline_rows
-from training.checkpoint import load
+from training.checkpoint import arranged, load
 from training.config import Config
 from training.data import autocast, computes_in_bfloat16, default_device, true_color
 from training.embed import embed
@@ -269,9 +269,7 @@ def steps_per_s(config: Config, n_steps: int = 8) -> float:
     91 patches/s where the epochs that followed ran at 160.
     """
     device = default_device()
-    model = build(config.model, 19, "v2").to(device)
-    if config.channels_last:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = arranged(build(config.model, 19, "v2"), config).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, fused=True)
     images = {
         path: torch.randint(0, 5000, (config.batch_size, *GROUPS[path].patch_shape))

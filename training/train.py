@@ -22,7 +22,7 @@ from bigearth_cube.cube import Cube
 from bigearth_cube.errors import BigEarthCubeError, InvalidInputError
 from bigearth_cube.search import Selection
 from bigearth_cube.storage import Storage, StorageOptions
-from training.checkpoint import BEST, LAST, Checkpoint, load, save
+from training.checkpoint import BEST, LAST, Checkpoint, arranged, load, save
 from training.config import Config
 from training.data import (
     Engine,
@@ -172,8 +172,7 @@ def fit(
     torch.manual_seed(config.seed)
     model = build(config.model, len(class_names), cube.archive).to(device)
     set_batch_norm_momentum(model, config.batch_norm_momentum)
-    if config.channels_last:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = arranged(model, config)
     optimizer = torch.optim.AdamW(
         model.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True
     )  # without weight decay AdamW is Adam

@@ -58,6 +58,17 @@ def test_a_checkpoint_comes_back_as_it_was_from_any_url(
     assert torch.equal(network.state_dict()["head.2.weight"], checkpoint.model["head.2.weight"])
 
 
+def test_a_network_is_laid_out_as_its_config_says(checkpoint: Checkpoint) -> None:
+    """A network that is not runs at half its speed on a CPU."""
+    for channels_last in (True, False):
+        config = replace(checkpoint.config, channels_last=channels_last)
+        weight = (
+            replace(checkpoint, config=config).network().state_dict()["branches.0.1.1.0.weight"]
+        )
+        assert weight.shape == (32, 32, 5, 5)
+        assert weight.is_contiguous(memory_format=torch.channels_last) == channels_last
+
+
 def test_plain_torch_reads_a_checkpoint_without_running_code(small: Checkpoint) -> None:
     values = torch.load(io.BytesIO(small.to_bytes()), weights_only=True)
     assert values["epoch"] == 3

@@ -11,6 +11,7 @@ import pytest
 from bigearth_cube.cube import open_cube
 from bigearth_cube.storage import Storage
 from training.__main__ import cli, main
+from training.checkpoint import load
 
 
 def exit_code(*arguments: str) -> int:
@@ -58,10 +59,13 @@ def test_a_saved_selection_and_all_rows_can_be_trained_on(
     )
     assert "on 8 patches, threshold 0.50" in capsys.readouterr().out
     code = exit_code(
-        *common, str(tmp_path / "b"), "--train-split", "all", "--validation-selection", few
+        *(*common, str(tmp_path / "b"), "--train-split", "all", "--validation-selection", few),
+        "--no-augment",
     )
     assert code == 0
     assert "on 96 patches, best epoch 1" in capsys.readouterr().out
+    assert load(str(tmp_path / "a")).config.augment
+    assert not load(str(tmp_path / "b")).config.augment
 
 
 def test_evaluate_prints_a_table_and_json_of_the_same_figures(
