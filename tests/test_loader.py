@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ import numpy as np
 import pytest
 
 from bigearth_cube.cube import Cube, open_cube
-from bigearth_cube.errors import CubeIntegrityError, InvalidInputError
+from bigearth_cube.errors import CubeIntegrityError, InvalidInputError, StorageError
 from bigearth_cube.ingest import ingest
-from bigearth_cube.loader.batches import BatchLoader
+from bigearth_cube.loader.batches import BLOCK_CHUNKS, BatchLoader, _slots_needed
+from bigearth_cube.loader.blocks import BlockReader, Counters, Read
+from bigearth_cube.loader.plan import OrderSpec, blocks_of, epoch_order
 from tests.sources import MemorySource, index_of, pixels_of
 
 ALL = ("s2/r10m", "s2/r20m", "s2/r60m", "s1/r10m", "reference/r10m")
@@ -210,6 +213,8 @@ def test_rows_of_a_release_that_lacks_a_group_read_as_fill(
         ({"groups": ("s2/r15m",)}, "no group 's2/r15m'"),
         ({"labels": "label_43"}, "no labels 'label_43'"),
         ({"batch_size": 0}, "batch_size is 0"),
+        ({"engine": "dask"}, "unknown engine 'dask'; expected 'threads' or a Dask client"),
+        ({"threads": 0}, "0 threads"),
         ({"world_size": 3}, "does not divide 8 lanes; choose one of: 1, 2, 4, 8"),
     ],
 )
@@ -245,9 +250,60 @@ def test_a_selection_of_another_cube_or_an_empty_one_is_refused(
         BatchLoader(cube, cube.search(ids=["none"]), batch_size=8)
 
 
-def test_memory_is_the_pool_and_not_the_selection(cube: Cube) -> None:
-    with BatchLoader(cube, batch_size=8, groups=SMALL, pool_chunks=8, shuffle="none") as loader:
-        for _ in loader.epoch(0):
-            pass
-        # In order, one chunk is live at a time; the rest is what is fetched ahead.
-        assert loader._arena.n_slots <= 17 + 8
+def test_memory_is_the_pool_and_not_the_selection() -> None:
+    rows = np.arange(400 * 64)
+    needed = {}
+    for pool_chunks in (8, 32):
+        spec = OrderSpec(batch_size=64, chunk_rows=64, seed=0, pool_chunks=pool_chunks)
+        order = epoch_order(rows, spec, 0)
+        needed[pool_chunks] = _slots_needed(blocks_of(order, 64, BLOCK_CHUNKS))
+    # The pool of each of 8 lanes, the one that follows it, and what is fetched ahead.
+    assert needed[8] < needed[32] < 2 * 32 + 8 * BLOCK_CHUNKS < 400
+    in_order = epoch_order(rows, OrderSpec(batch_size=64, chunk_rows=64, shuffle="none"), 0)
+    assert _slots_needed(blocks_of(in_order, 64, BLOCK_CHUNKS)) <= 4 * BLOCK_CHUNKS
+
+
+def test_every_epoch_begins_anew_and_a_loaded_state_counts_once(cube: Cube) -> None:
+    with BatchLoader(cube, batch_size=64, groups=SMALL) as loader:
+        whole = [rows for rows, _, _ in delivered(loader)]
+        left = loader.epoch(0)
+        next(left)
+        left.close()  # type: ignore[attr-defined]
+        again = [batch.rows.copy() for batch in loader.epoch(0)]
+        state = {**loader.state(), "epoch": 0, "batch": 3}
+        loader.load_state(state)
+        resumed = [batch.rows.copy() for batch in loader.epoch(0)]
+        after = [batch.rows.copy() for batch in loader.epoch(0)]
+    for found, expected in ((again, whole), (resumed, whole[3:]), (after, whole)):
+        np.testing.assert_array_equal(np.concatenate(found), np.concatenate(expected))
+
+
+def test_an_epoch_ends_when_another_begins(cube: Cube) -> None:
+    with BatchLoader(cube, batch_size=8, groups=SMALL) as loader:
+        first, second = loader.epoch(0), loader.epoch(1)
+        next(first)
+        rows = next(second).rows
+        np.testing.assert_array_equal(rows, loader.order(1).batch(0))
+        with pytest.raises(InvalidInputError, match="another epoch of this loader has begun"):
+            next(first)
+        assert len(list(second)) == loader.n_batches - 1
+
+
+def test_no_read_outlives_an_epoch_that_failed(cube: Cube, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetch, running, most = BlockReader.fetch, [0], [0]
+
+    def slow_or_refused(self: BlockReader, read: Read, outs: Any) -> Counters:
+        if read.group == "s2/r60m":
+            raise StorageError("refused")
+        running[0] += 1
+        most[0] = max(most[0], running[0])
+        time.sleep(0.3)
+        running[0] -= 1
+        return fetch(self, read, outs)
+
+    monkeypatch.setattr(BlockReader, "fetch", slow_or_refused)
+    with BatchLoader(cube, batch_size=64, groups=("s2/r60m", "s2/r20m")) as loader:
+        with pytest.raises(StorageError, match="refused"):
+            next(iter(loader.epoch(0)))
+        assert most[0] > 0
+        assert running[0] == 0

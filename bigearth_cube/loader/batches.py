@@ -1,7 +1,8 @@
 """Assemble batches: plan the epoch, keep blocks in flight, gather rows, resume.
 
 Chunks are decoded into slots of one arena a group, and a batch is one gather out of it, so
-memory is the arena's size (pool and prefetch), whatever the size of the archive.
+memory is the arena's size (pool, prefetch, and at least the chunks that one batch touches),
+whatever the size of the archive. A selection of a few rows a chunk touches many.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bigearth_cube.cube import Cube
-from bigearth_cube.errors import InvalidInputError
+from bigearth_cube.errors import InvalidInputError, StorageError
 from bigearth_cube.loader.blocks import BlockReader, Counters, PixelSource
 from bigearth_cube.loader.plan import (
     PADDING,
@@ -91,6 +92,10 @@ class BatchLoader:
     InvalidInputError
         If the selection is of another cube or release, is empty, has rows without the labels
         asked for, or an argument is out of range.
+
+    Notes
+    -----
+    One epoch at a time: beginning another ends the one before. Two loaders read two at once.
     """
 
     def __init__(
@@ -132,13 +137,11 @@ class BatchLoader:
             for group in self.groups
         }
         reader = BlockReader(cube.storage.child(ZARR), sources)
-        self._engine: _Engine = (
-            _ThreadsEngine(reader, threads)
-            if isinstance(engine, str)
-            else _DaskEngine(reader, engine, threads)
-        )
+        self._engine = _engine(reader, engine, threads)
         self._arena = _Arena(sources, cube.layout.chunk_rows)
         self._position = (0, 0)
+        self._resume_at: tuple[int, int] | None = None
+        self._running: _EpochRun | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -166,21 +169,33 @@ class BatchLoader:
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """Yield the batches of an epoch.
 
-        After ``load_state`` the epoch it names begins at the batch it names.
+        Every call begins anew; only after ``load_state`` does the epoch it names begin at the
+        batch it names, once.
 
         Raises
         ------
+        InvalidInputError
+            If another epoch of this loader has begun since: both would write to one arena.
         CubeIntegrityError
             If stored bytes are damaged or missing.
         StorageError
             If storage refuses or cannot be reached.
         """
-        start = self._position[1] if self._position[0] == epoch else 0
+        resume_at, self._resume_at = self._resume_at, None
+        start = resume_at[1] if resume_at is not None and resume_at[0] == epoch else 0
         order = self.order(epoch)
+        if self._running is not None:
+            self._running.stop()
         run = _EpochRun(self._engine, self._arena, order, self.spec, start, self._reading)
+        self._running = run
         self._position = (epoch, start)
         try:
             while True:
+                if self._running is not run:
+                    raise InvalidInputError(
+                        f"another epoch of this loader has begun, so epoch {epoch} cannot go on; "
+                        f"make a second loader to read two at once"
+                    )
                 began = time.perf_counter()
                 gathered = run.next()
                 self._delivery.wait_s += time.perf_counter() - began
@@ -193,6 +208,8 @@ class BatchLoader:
             self._position = (epoch + 1, 0)
         finally:
             run.stop()
+            if self._running is run:
+                self._running = None
 
     def state(self) -> dict[str, Any]:
         """Return what ``load_state`` needs to go on with the batch after the last delivered one."""
@@ -214,10 +231,12 @@ class BatchLoader:
                     f"state was saved with {name} {state.get(name)!r}, this loader has "
                     f"{own[name]!r}; make the loader with the same arguments"
                 )
-        self._position = (int(state["epoch"]), int(state["batch"]))
+        self._position = self._resume_at = (int(state["epoch"]), int(state["batch"]))
 
     def close(self) -> None:
         """Stop the threads; a closed loader delivers no more."""
+        if self._running is not None:
+            self._running.stop()
         self._engine.close()
 
     def _labels_of(self, rows: NDArray[np.int64]) -> NDArray[np.uint8] | None:
@@ -315,7 +334,12 @@ class _DaskEngine:
         self._client = client
         self._n_threads = threads
         # Stays on each worker, with the shard indices it has read.
-        self._reader = client.scatter(reader, broadcast=True, hash=False)
+        try:
+            self._reader = client.scatter(reader, broadcast=True, hash=False)
+        except TimeoutError:
+            raise StorageError(
+                f"the Dask scheduler has no workers, or none that answer: {client!r}; start some"
+            ) from None
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="bec-collect")
 
     def submit(self, place: Place, arena: _Arena) -> list[Future[Counters]]:
@@ -339,6 +363,16 @@ class _DaskEngine:
     def close(self) -> None:
         self._threads.shutdown(wait=True, cancel_futures=True)
         self._reader.release()
+
+
+def _engine(reader: BlockReader, engine: object, threads: int) -> _Engine:
+    if threads < 1:
+        raise InvalidInputError(f"{threads} threads; expected at least 1")
+    if isinstance(engine, distributed.Client):
+        return _DaskEngine(reader, engine, threads)
+    if engine != "threads":
+        raise InvalidInputError(f"unknown engine {engine!r}; expected 'threads' or a Dask client")
+    return _ThreadsEngine(reader, threads)
 
 
 def read_block(
@@ -454,9 +488,10 @@ class _EpochRun:
             yield out, rows
 
     def _collect_first(self) -> None:
-        _, futures = self._in_flight.popleft()
+        _, futures = self._in_flight[0]  # stays there, to be waited for, if one of them fails
         for future in futures:
             self._counters.add(future.result())
+        self._in_flight.popleft()
 
     def _wait_for_all(self) -> None:
         # Threads still write into the arena; the next epoch must not find them there.
