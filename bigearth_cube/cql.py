@@ -3,6 +3,10 @@
 The cql2 library parses text and JSON; this evaluates the result with Arrow kernels, whose
 three-valued logic is that of CQL2: a comparison with an unknown value is neither true nor
 false, and ``NOT`` leaves it so.
+
+A year, month or day stands for the whole of it, as in the argument ``datetime`` of a search:
+``datetime = '2018-05'`` holds for any time in that May, ``<=`` for any up to its last microsecond,
+``>`` for any after that; ``<`` and ``>=`` look at its first.
 """
 
 from __future__ import annotations
@@ -27,14 +31,6 @@ from bigearth_cube.item_index import RELATIONS, ItemIndex, Mask, parse_geometry,
 _MOST_NESTED: Final = 100
 _MOST_OPERATORS: Final = 250
 
-_COMPARISONS: Final[Mapping[str, Callable[[Any, Any], Any]]] = {
-    "=": pc.equal,
-    "<>": pc.not_equal,
-    "<": pc.less,
-    "<=": pc.less_equal,
-    ">": pc.greater,
-    ">=": pc.greater_equal,
-}
 _SET_FUNCTIONS: Final[Mapping[str, Callable[[Any, Any], Any]]] = {
     "a_contains": lambda ours, theirs: ours & theirs == theirs,
     "a_containedBy": lambda ours, theirs: ours | theirs == theirs,
@@ -42,11 +38,6 @@ _SET_FUNCTIONS: Final[Mapping[str, Callable[[Any, Any], Any]]] = {
     "a_overlaps": lambda ours, theirs: ours & theirs != 0,
 }
 _SPATIAL_FUNCTIONS: Final = {f"s_{name}": name for name in RELATIONS}
-_OPERATORS: Final = ("and", "between", "in", "isNull", "like", "not", "or")
-_BY_LOWER_CASE: Final = {
-    name.lower(): name
-    for name in (*_OPERATORS, *_COMPARISONS, *_SET_FUNCTIONS, *_SPATIAL_FUNCTIONS)
-}
 
 
 def parse_filter(filter: str | Mapping[str, Any]) -> Any:
@@ -118,11 +109,40 @@ def evaluate(expression: Any, index: ItemIndex) -> Mask:
 
 @dataclass(frozen=True, slots=True)
 class _Operand:
-    """One side of a comparison: its kind, its value or column, and how it was written."""
+    """One side of a comparison: its kind, its value or column, and how it was written.
+
+    ``last`` is the last microsecond of a period, whose first is ``value``; else the value again.
+    """
 
     kind: str
     value: Any
     name: str
+    last: Any = None
+
+    def __post_init__(self) -> None:
+        if self.last is None:
+            object.__setattr__(self, "last", self.value)
+
+
+def _equal(a: _Operand, b: _Operand) -> Any:
+    if a.kind != "time":
+        return pc.equal(a.value, b.value)
+    return pc.and_kleene(_COMPARISONS["<="](a, b), _COMPARISONS[">="](a, b))
+
+
+_COMPARISONS: Final[Mapping[str, Callable[[_Operand, _Operand], Any]]] = {
+    "=": _equal,
+    "<>": lambda a, b: pc.invert(_equal(a, b)),
+    "<": lambda a, b: pc.less(a.last, b.value),
+    "<=": lambda a, b: pc.less_equal(a.value, b.last),
+    ">": lambda a, b: pc.greater(a.value, b.last),
+    ">=": lambda a, b: pc.greater_equal(a.last, b.value),
+}
+_OPERATORS: Final = ("and", "between", "in", "isNull", "like", "not", "or")
+_BY_LOWER_CASE: Final = {
+    name.lower(): name
+    for name in (*_OPERATORS, *_COMPARISONS, *_SET_FUNCTIONS, *_SPATIAL_FUNCTIONS)
+}
 
 
 class _Evaluator:
@@ -164,33 +184,41 @@ class _Evaluator:
             return self._set_function(node, op, args)
         if op in _SPATIAL_FUNCTIONS:
             return self._spatial_function(node, op, args)
-        return self._scalar_condition(node, op, args)
+        try:
+            return self._scalar_condition(node, op, args)
+        except pa.ArrowException as error:
+            problem = str(error).splitlines()[0]
+            raise _refusal(node, f"{op} does not apply here: {problem}") from None
 
     def _scalar_condition(self, node: Any, op: str, args: list[Any]) -> Any:
         if op == "isNull":
             return pc.is_null(self._operand(args[0], node, any_kind=True).value)
-        subject = self._operand(args[0], node)
-        if op == "between":
-            low, high = (self._like_kind(arg, subject, node) for arg in args[1:])
-            above = pc.greater_equal(subject.value, low.value)
-            return pc.and_kleene(above, pc.less_equal(subject.value, high.value))
-        if op == "in":
-            if not isinstance(args[1], list):
-                raise _refusal(node, "IN needs a list of values")
-            values = [self._like_kind(arg, subject, node).value for arg in args[1]]
-            if not all(isinstance(value, pa.Scalar) for value in values):
-                raise _refusal(node, "IN takes values, not properties")
-            wanted = pa.array([value.as_py() for value in values], subject.value.type)
-            known = pc.is_valid(subject.value)
-            return pc.if_else(known, pc.is_in(subject.value, wanted), pa.scalar(None, pa.bool_()))
         if op == "like":
+            subject = self._operand(args[0], node)
             if subject.kind != "text" or not isinstance(args[1], str):
                 raise _refusal(node, "LIKE compares text with a pattern such as 'S2A%'")
             return pc.match_like(subject.value, args[1])
-        other = self._like_kind(args[1], subject, node)
-        if subject.kind == "text" and other.kind == "time":
-            subject = self._like_kind(args[0], other, node)
-        return _COMPARISONS[op](subject.value, other.value)
+        if op == "in":
+            if not isinstance(args[1], list):
+                raise _refusal(node, "IN needs a list of values")
+            return self._membership(node, *self._alike([args[0], *args[1]], node))
+        if op == "between":
+            subject, low, high = self._alike(args, node)
+            above, below = _COMPARISONS[">="](subject, low), _COMPARISONS["<="](subject, high)
+            return pc.and_kleene(above, below)
+        return _COMPARISONS[op](*self._alike(args, node))
+
+    def _membership(self, node: Any, subject: _Operand, *values: _Operand) -> Any:
+        if not all(isinstance(value.value, pa.Scalar) for value in values):
+            raise _refusal(node, "IN takes values, not properties")
+        if subject.kind == "time" and values:
+            return functools.reduce(pc.or_kleene, (_equal(subject, value) for value in values))
+        known = pc.is_valid(subject.value)
+        # As numbers are written, not as the column has them: 1.5 is no row, not row 1.
+        kind = pa.float64() if subject.kind == "number" else subject.value.type
+        wanted = pa.array([value.value.as_py() for value in values], kind)
+        found = pc.is_in(pc.cast(subject.value, kind), wanted)
+        return pc.if_else(known, found, pa.scalar(None, pa.bool_()))
 
     def _set_function(self, node: Any, op: str, args: list[Any]) -> Any:
         name = args[0].get("property") if isinstance(args[0], Mapping) else None
@@ -244,21 +272,26 @@ class _Evaluator:
             return _time_operand(next(iter(node.values())))
         raise _refusal(parent, "expected a property, a number, a text, a boolean or a time")
 
-    def _like_kind(self, node: Any, subject: _Operand, parent: Any) -> _Operand:
-        """Give the operand, of the same kind as ``subject``; a text is read as a time beside one."""
-        operand = self._operand(node, parent)
-        if subject.kind == "time" and isinstance(node, str):
-            return _time_operand(node)
-        if subject.kind != operand.kind and {subject.kind, operand.kind} != {"text", "time"}:
-            raise _refusal(
-                parent, f"{subject.name} is a {subject.kind}, {operand.name} a {operand.kind}"
-            )
-        return operand
+    def _alike(self, nodes: list[Any], parent: Any) -> list[_Operand]:
+        """Give operands of one kind; a text literal beside a time is read as a time."""
+        operands = [self._operand(node, parent) for node in nodes]
+        if any(operand.kind == "time" for operand in operands):
+            operands = [
+                _time_operand(node) if isinstance(node, str) else operand
+                for node, operand in zip(nodes, operands, strict=True)
+            ]
+        first = operands[0]
+        for other in operands:
+            if other.kind != first.kind:
+                raise _refusal(
+                    parent, f"{first.name} is a {first.kind}, {other.name} a {other.kind}"
+                )
+        return operands
 
 
 def _time_operand(text: Any) -> _Operand:
-    start, _ = period(text, text)
-    return _Operand("time", pa.scalar(start, pa.timestamp("us", "UTC")), repr(text))
+    first, last = (pa.scalar(edge, pa.timestamp("us", "UTC")) for edge in period(text, text))
+    return _Operand("time", first, repr(text), last)
 
 
 def _kind_of(kind: pa.DataType) -> str:

@@ -64,7 +64,8 @@ def search(
         a pair. A year, month or day means the whole of it.
     filter
         CQL2, as text or JSON: ``"bec:season" = 'summer' AND a_contains("bec:labels",
-        'Pastures')``.
+        'Pastures')``. As in ``datetime``, a year, month or day means the whole of it:
+        ``datetime <= '2018-05'`` takes all of that May in.
     split
         ``"train"``, ``"validation"`` or ``"test"``.
     ids

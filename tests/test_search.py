@@ -397,6 +397,47 @@ def test_times_compare_with_timestamps_and_with_text(when: datetime, op: str) ->
     assert found(filter={"op": op, "args": [{"property": "datetime"}, text]}) == expected
 
 
+PERIODS = ["2017", "2018", "2018-02", "2017-12", *sorted({f"{when:%F}" for when in TIMES[:5]})]
+
+
+@pytest.mark.parametrize("text", PERIODS)
+def test_a_year_month_or_day_in_a_filter_is_the_whole_of_it(text: str) -> None:
+    start, end = parse_datetime(text)
+    micros = [int(when.timestamp()) * 10**6 for when in TIMES]
+    within = found(datetime=text)
+    expected = {
+        "=": within,
+        "<>": sorted({*found()} - {*within}),
+        "<": scan(lambda i: micros[i] < start),
+        "<=": scan(lambda i: micros[i] <= end),
+        ">": scan(lambda i: micros[i] > end),
+        ">=": scan(lambda i: micros[i] >= start),
+    }
+    mirrored = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
+    literals = [f"'{text}'", f"DATE('{text}')"] if len(text) == 10 else [f"'{text}'"]
+    for literal in literals:
+        for op, rows in expected.items():
+            assert found(filter=f"datetime {op} {literal}") == rows
+            assert found(filter=f"{literal} {mirrored.get(op, op)} datetime") == rows
+        assert found(filter=f"datetime IN ({literal})") == within
+        assert found(filter=f"datetime IN ({literal}, '1999')") == within
+        assert found(filter=f"datetime BETWEEN {literal} AND {literal}") == within
+    assert found(filter=f"datetime BETWEEN '2017-06' AND '{text}'") == scan(
+        lambda i: micros[i] <= end
+    )
+
+
+def test_a_number_in_a_list_is_compared_as_it_is_written() -> None:
+    row = int(ROWS[0])
+    assert found(filter=f'"bec:row" IN ({row}, {row}.5)') == [row]
+    assert found(filter=f'"bec:row" IN ({row}.5)') == []
+
+
+def test_an_empty_list_holds_nothing() -> None:
+    for name in ("bec:row", "id", "datetime"):
+        assert found(filter={"op": "in", "args": [{"property": name}, []]}) == []
+
+
 def test_names_need_no_quotes_and_operators_no_capitals() -> None:
     quoted = found(
         filter="\"bec:country\" = 'Austria' AND A_CONTAINS(\"bec:labels\", ('Pastures'))"
@@ -437,6 +478,12 @@ def test_cloud_cover_may_be_asked_and_is_unknown_for_all() -> None:
         ("datetime > 'yesterday'", "'yesterday' is no date"),
         ("bec:row like '1%'", "LIKE compares text"),
         ('"bec:row" in (1, "bec:row")', "IN takes values"),
+        ("id = TIMESTAMP('2018-01-01T00:00:00Z')", "id is a text, '2018-01-01T00:00:00Z' a time"),
+        ("TIMESTAMP('2018-01-01T00:00:00Z') = id", "'2018-01-01T00:00:00Z' is a time, id a text"),
+        ("id = datetime", "id is a text, datetime a time"),
+        ("id in ('a', DATE('2018-01-01'))", "'a' is no date"),
+        ("datetime between '2018' and bec:season", "datetime is a time, bec:season a text"),
+        ("datetime = 2018", "datetime is a time, 2018 a number"),
         ("s_intersects(geometry, POLYGON((0 0, 1 1, 1 0, 0 1, 0 0)))", "valid GeoJSON"),
         ("(" * 3000 + "1 = 1" + ")" * 3000, "3000 levels deep"),
         (" and ".join(["1 = 1"] * 20_000), "19999 operators"),
