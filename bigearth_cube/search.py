@@ -32,7 +32,7 @@ from bigearth_cube.item_index import (
     parse_geometry,
 )
 from bigearth_cube.nomenclature import check_split
-from bigearth_cube.storage import Storage, StorageOptions
+from bigearth_cube.storage import Storage, StorageOptions, normalized_url
 
 _FORMAT: Final = "bigearth_cube selection 1"
 
@@ -177,17 +177,7 @@ class Selection:
         wanted = np.sort(np.asarray(rows, np.int64))
         if len(wanted) and (np.diff(wanted) == 0).any():
             raise InvalidInputError("a row is named twice; a selection holds each row once")
-        order = np.argsort(index.rows, kind="stable")
-        places = np.searchsorted(index.rows, wanted, sorter=order)
-        inside = places < len(order)
-        at = order[places[inside]]
-        if not inside.all() or (index.rows[at] != wanted).any():
-            missing = np.setdiff1d(wanted, index.rows)
-            raise InvalidInputError(
-                f"row {missing[0]} is no patch of release {release!r}; "
-                f"expected values of bec:row of its items"
-            )
-        ids = index.column("id").take(pa.array(at))
+        ids = _ids_of(index, wanted, release)
         asked = {name: value for name, value in (query or {}).items() if value is not None}
         return cls(cube_id, release, wanted, ids, asked)
 
@@ -210,6 +200,38 @@ class Selection:
         ids = self.ids.take(pc.array_sort_indices(self.ids)).to_pylist()
         lines = "\n".join([self.cube_id, self.release, *ids, ""])
         return hashlib.sha256(lines.encode()).hexdigest()
+
+    def rows_in(self, items: pa.Table | ItemIndex) -> NDArray[np.int64]:
+        """Return the rows once the items say that they hold the patches named.
+
+        The digest vouches for the names alone; without this look a file whose rows were changed,
+        or a cube that was made anew under the same name, would deliver other patches.
+
+        Parameters
+        ----------
+        items
+            Items table of the release, or an index of it; ``id`` and ``bec:row`` are enough.
+
+        Returns
+        -------
+        numpy.ndarray
+            int64, sorted, read-only: ``rows``.
+
+        Raises
+        ------
+        InvalidInputError
+            If a row holds another patch, or none.
+        """
+        index = items if isinstance(items, ItemIndex) else ItemIndex(items)
+        there = _ids_of(index, self.rows, self.release)
+        differs = pc.fill_null(pc.not_equal(there, self.ids), True)
+        first = pc.index(differs, True).as_py()
+        if first >= 0:
+            raise InvalidInputError(
+                f"row {self.rows[first]} is {there[first].as_py()!r} in the cube and "
+                f"{self.ids[first].as_py()!r} in the selection; search again"
+            )
+        return self.rows
 
     def save(self, url: str, storage_options: StorageOptions | None = None) -> None:
         """Write the selection as one parquet file: ``id`` and ``bec:row``.
@@ -268,15 +290,15 @@ class Selection:
             f"{url} is no selection; expected a parquet file that Selection.save wrote"
         )
         try:
-            table = pq.read_table(io.BytesIO(data), partitioning=None)
+            table = pq.read_table(io.BytesIO(data), partitioning=None).sort_by("bec:row")
             about = json.loads((table.schema.metadata or {})[b"bigearth_cube"])
-        except (pa.ArrowInvalid, KeyError, ValueError):
+            is_ours = about["format"] == _FORMAT
+            rows, ids = table["bec:row"].to_numpy(), one_array(table["id"])
+            selection = cls(about["cube_id"], about["release"], rows, ids, about["query"])
+        except (pa.ArrowException, KeyError, TypeError, ValueError):
             raise refusal from None
-        if not isinstance(about, dict) or about.get("format") != _FORMAT:
+        if not is_ours or ids.null_count:
             raise refusal
-        rows = np.array(table["bec:row"].to_numpy(), np.int64)
-        ids = one_array(table["id"])
-        selection = cls(about["cube_id"], about["release"], rows, ids, about["query"])
         if selection.digest != about["digest"]:
             raise CubeIntegrityError(
                 url, f"its patches give digest {selection.digest}, it states {about['digest']}"
@@ -284,8 +306,26 @@ class Selection:
         return selection
 
 
+def _ids_of(index: ItemIndex, rows: NDArray[np.int64], release: str) -> pa.Array:
+    """Names of the patches in some rows, in their order."""
+    order = np.argsort(index.rows, kind="stable")
+    places = np.searchsorted(index.rows, rows, sorter=order)
+    inside = places < len(order)
+    at = order[places[inside]]
+    if not inside.all() or (index.rows[at] != rows).any():
+        missing = np.setdiff1d(rows, index.rows)
+        raise InvalidInputError(
+            f"row {missing[0]} is no patch of release {release!r}; "
+            f"expected values of bec:row of its items"
+        )
+    return index.column("id").take(pa.array(at))
+
+
 def _split_url(url: str) -> tuple[str, str]:
-    folder, _, name = str(url).rpartition("/")
-    if not name:
-        raise InvalidInputError(f"{url!r} names no file; expected a URL such as run/train.parquet")
-    return folder or ("/" if str(url).startswith("/") else "."), name
+    folder, _, name = normalized_url(url).rpartition("/")
+    if str(url).endswith("/") or folder.endswith(":/"):
+        raise InvalidInputError(
+            f"{str(url)!r} names no file; expected one such as run/train.parquet or "
+            f"s3://bucket/train.parquet"
+        )
+    return folder or "/", name
