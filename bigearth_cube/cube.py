@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import io
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,12 +20,14 @@ import pyproj
 import xarray as xr
 import zarr
 from numpy.typing import NDArray
+from zarr.buffer.cpu import Buffer
 
 from bigearth_cube import layout as layouts
 from bigearth_cube import search as searching
 from bigearth_cube.errors import CubeIntegrityError, InvalidInputError, NotFoundError
 from bigearth_cube.item_index import ItemIndex
 from bigearth_cube.layout import CubeLayout, Documents
+from bigearth_cube.lock import lock
 from bigearth_cube.nomenclature import (
     COUNTRIES,
     GROUPS,
@@ -147,6 +151,8 @@ class Cube:
         rows = _as_slice(self.rows)
         nodes: dict[str, xr.Dataset] = {}
         for node in opened.subtree:
+            if node.path != "/" and node.path.strip("/") not in self.documents:
+                continue  # of a later release than this one
             dataset = node.to_dataset(inherit=False)
             if "patch" in dataset.dims:
                 own = {name: c for name, c in shared.items() if name not in dataset.variables}
@@ -156,13 +162,17 @@ class Cube:
 
     @functools.cached_property
     def items(self) -> pa.Table:
-        """The items table, a row a patch, with ``bec:row`` as its place in the arrays."""
-        tables = [
-            pq.read_table(io.BytesIO(self.storage.read(key)))
-            for release in self.releases
-            for key in release.tables
-        ]
-        return pa.concat_tables(tables)
+        """The items table, a row a patch, with ``bec:row`` as its place in the arrays.
+
+        Raises
+        ------
+        CubeIntegrityError
+            If a part of it is missing or damaged.
+        StorageError
+            If storage refuses or cannot be reached.
+        """
+        keys = [key for release in self.releases for key in release.tables]
+        return pa.concat_tables([_read_table(self.storage, key) for key in keys])
 
     def search(self, **query: Any) -> searching.Selection:
         """Select patches; see ``bigearth_cube.search.search`` for the query.
@@ -174,7 +184,7 @@ class Cube:
         """
         rows = searching.search(self._index, **query)
         return searching.Selection.of(
-            self.items, rows, cube_id=self.id, release=self.release.name, query=query
+            self._index, rows, cube_id=self.id, release=self.release.name, query=query
         )
 
     @functools.cached_property
@@ -188,15 +198,51 @@ class Cube:
         ------
         InvalidInputError
             If the cube has no such array.
+        CubeIntegrityError
+            If a part of it is missing or damaged.
+        StorageError
+            If storage refuses or cannot be reached.
         """
-        if path not in self.documents:
+        document = self.documents.get(path)
+        if document is None or document["node_type"] != "array":
             raise InvalidInputError(f"no array {path!r} in cube {self.id!r}")
-        return np.asarray(self._zarr[path][: self.n_rows])
+        n_rows = min(document["shape"][0], self.n_rows)
+        chunk_rows = document["chunk_grid"]["configuration"]["chunk_shape"][0]
+        tail = "/0" * (len(document["shape"]) - 1)
+        keys = [f"{ZARR}/{path}/c/{chunk}{tail}" for chunk in range(-(-n_rows // chunk_rows))]
+        first_written = self._first_written(path)
 
-    @functools.cached_property
-    def _zarr(self) -> Any:
-        store = self.storage.child(ZARR).zarr_store()
-        return zarr.open_group(store, mode="r", use_consolidated=True)
+        def read(numbered: tuple[int, str]) -> bytes | None:
+            chunk, key = numbered
+            try:
+                return self.storage.read(key)
+            except NotFoundError:
+                if (chunk + 1) * chunk_rows <= first_written:
+                    return None
+                raise CubeIntegrityError(
+                    key, "object is missing; it was written with the release"
+                ) from None
+
+        with ThreadPoolExecutor(8) as pool:
+            data = dict(zip(keys, pool.map(read, enumerate(keys)), strict=True))
+        # zarr-python fills what is missing and raises bare errors: it gets what was read.
+        found = {f"{ZARR}/{path}/{ROOT}": layouts.to_bytes(document)}
+        found |= {key: chunk for key, chunk in data.items() if chunk is not None}
+        store = zarr.storage.MemoryStore({key: Buffer.from_bytes(b) for key, b in found.items()})
+        array: Any = zarr.open_array(store=store, path=f"{ZARR}/{path}", mode="r")
+        try:
+            return np.asarray(array[:n_rows])
+        except (ValueError, RuntimeError) as error:
+            raise CubeIntegrityError(f"{ZARR}/{path}", f"cannot be decoded ({error})") from None
+
+    def _first_written(self, path: str) -> float:
+        """First row from which on a column was written; those before it read as fill."""
+        group = path.rpartition("/")[0]
+        if group.startswith("embeddings/"):
+            return math.inf  # rows of a later release have none until they are embedded
+        if group not in GROUPS or self.documents[path]["dimension_names"] != ["patch"]:
+            return 0
+        return min((start for start, _ in self.filled(group)), default=0)
 
     def labels(self, name: str, rows: NDArray[np.int64] | None = None) -> NDArray[np.uint8]:
         """Return the labels of some rows, multi-hot.
@@ -287,13 +333,28 @@ class Cube:
         return counts
 
     def recorded_objects(self) -> list[StoredObject]:
-        """Return every object as it was written last, sorted by key."""
+        """Return every object as it was written last, sorted by key.
+
+        Raises
+        ------
+        CubeIntegrityError
+            If a record of what was written is missing or damaged.
+        StorageError
+            If storage refuses or cannot be reached.
+        """
         recorded: dict[str, StoredObject] = {}
         keys = [f"ingest/{release.name}/objects.json" for release in self.releases]
-        keys += [key for key, _ in self.storage.list("ingest/embeddings")]
+        keys += [f"ingest/embeddings/{model}.json" for model in self.embedded]
         for key in [*keys, ROOT_RECORD]:
-            for entry in json.loads(self.storage.read(key)):
-                recorded[entry["key"]] = StoredObject(**entry)
+            try:
+                for entry in json.loads(self.storage.read(key)):
+                    recorded[entry["key"]] = StoredObject(**entry)
+            except (NotFoundError, ValueError, TypeError, KeyError) as error:
+                raise CubeIntegrityError(key, f"no record of written objects ({error})") from None
+        # Releases and embeddings both rewrite these: the last writer's stand in the root.
+        for path, document in self.documents.items():
+            key = f"{ZARR}/{path}/{ROOT}"
+            recorded[key] = StoredObject.of(key, layouts.to_bytes(document))
         return [recorded[key] for key in sorted(recorded)]
 
     def verify(
@@ -326,6 +387,8 @@ class Cube:
     ) -> None:
         """Store a vector for every row as ``embeddings/<model>/vector``, replacing older ones.
 
+        Open the cube again to see them.
+
         Parameters
         ----------
         model
@@ -338,7 +401,10 @@ class Cube:
         Raises
         ------
         InvalidInputError
-            If the name or the shape is not as described.
+            If the name or the shape is not as described, this is not the newest release of the
+            cube, or another writer holds it.
+        StorageError
+            If storage refuses or cannot be reached.
         """
         if not model or not all(c.isalnum() or c in "._-" for c in model):
             raise InvalidInputError(f"model name {model!r} has other characters than A-Z 0-9 . _ -")
@@ -347,12 +413,26 @@ class Cube:
                 f"vectors are {vectors.shape}, expected ({self.n_rows}, dim): one for every row"
             )
         new = layouts.embedding_documents(model, self.n_rows, vectors.shape[1], attributes or {})
-        writer = CubeWriter(self.storage, self.id, self.layout, {**self.documents, **new})
-        written = writer.put_documents(new)
-        path = f"embeddings/{model}/vector"
-        written += writer.write_column(path, 0, vectors.astype(np.float32))
-        writer.record(f"ingest/embeddings/{model}.json", written)
-        writer.publish(self.releases)
+        with lock(self.storage):
+            # Others may have published since this cube was opened.
+            now = open_cube(self.storage.url, self.storage.options)
+            if now.release != self.release:
+                raise InvalidInputError(
+                    f"the vectors are of release {self.release.name!r}, the cube is at "
+                    f"{now.release.name!r}; open it anew and embed again"
+                )
+            writer = CubeWriter(self.storage, self.id, self.layout, {**now.documents, **new})
+            written = writer.put_documents(new)
+            path = f"embeddings/{model}/vector"
+            written += writer.write_column(path, 0, vectors.astype(np.float32))
+            writer.record(f"ingest/embeddings/{model}.json", written)
+            writer.publish(now.releases)
+
+    @property
+    def embedded(self) -> tuple[str, ...]:
+        """Names of the models whose embeddings it has."""
+        paths = [path.split("/") for path in self.documents if path.startswith("embeddings/")]
+        return tuple(sorted({parts[1] for parts in paths}))
 
     def embeddings(self, model: str) -> NDArray[np.float32]:
         """Return the vectors of every row, (n_rows, dim) float32; NaN where there is none.
@@ -364,12 +444,9 @@ class Cube:
         """
         path = f"embeddings/{model}/vector"
         if path not in self.documents:
-            have = sorted(
-                p.split("/")[1] for p in self.documents if p.startswith("embeddings/") and "/" in p
-            )
             raise NotFoundError(
                 f"no embeddings {model!r} in cube {self.id!r}; "
-                f"it has: {', '.join(dict.fromkeys(have)) or 'none'}"
+                f"it has: {', '.join(self.embedded) or 'none'}"
             )
         return np.asarray(self.column(path), np.float32)
 
@@ -396,6 +473,8 @@ def open_cube(
         If storage refuses or cannot be reached.
     CubeIntegrityError
         If the root document cannot be read.
+    InvalidInputError
+        If another version of this package made it, in a format this one does not know.
 
     Examples
     --------
@@ -416,17 +495,40 @@ def open_cube(
     try:
         root = json.loads(data)
         attributes = root["attributes"]
+        version = attributes["format_version"]
         documents = root["consolidated_metadata"]["metadata"]
         releases = tuple(Release.from_json(r) for r in attributes["releases"])
     except (ValueError, KeyError, TypeError) as error:
         raise CubeIntegrityError(
             f"{ZARR}/{ROOT}", f"not the root document of a cube ({error!r})"
         ) from None
+    if version != layouts.FORMAT_VERSION:
+        raise InvalidInputError(
+            f"{storage.url} is a cube of format {version}, this package reads "
+            f"{layouts.FORMAT_VERSION}; install the version that made it, or a newer one"
+        )
     names = [r.name for r in releases]
     if release is not None and release not in names:
         raise NotFoundError(f"no release {release!r}; the cube has: {', '.join(names)}")
-    last = len(releases) if release is None else names.index(release) + 1
-    return Cube(storage, attributes, documents, releases[last - 1], releases[:last])
+    if release is None or release == names[-1]:
+        return Cube(storage, attributes, documents, releases[-1], releases)
+    until = releases[: names.index(release) + 1]
+    layout = CubeLayout.from_json(attributes["layout"])
+    later = set(layout.groups) - {group for r in until for group in r.arrays}
+    layout = replace(layout, groups=tuple(g for g in layout.groups if g not in later))
+    attributes = {**attributes, "layout": layout.to_json()}
+    documents = layouts.resized(layouts.without_groups(documents, later), until[-1].stop)
+    return Cube(storage, attributes, documents, until[-1], until)
+
+
+def _read_table(storage: Storage, key: str) -> pa.Table:
+    try:
+        return pq.read_table(io.BytesIO(storage.read(key)))
+    except NotFoundError:
+        reason = "object is missing; it was written with the release"
+    except pa.ArrowException as error:
+        reason = f"not a parquet file ({error})"
+    raise CubeIntegrityError(key, reason) from None
 
 
 def _fault(storage: Storage, stored: StoredObject) -> str | None:

@@ -237,8 +237,8 @@ def items_table(
     return pa.table(columns).replace_schema_metadata(_table_metadata())
 
 
-def items_parquet(table: pa.Table) -> bytes:
-    """Encode an items table as one parquet file, in the order it has.
+def parquet_bytes(table: pa.Table) -> bytes:
+    """Encode a table, of items or of what was set aside, as one parquet file in the order it has.
 
     Row groups hold 65,536 patches: neighbors in the cube are neighbors on the ground, so the
     bounds kept for each row group let a reader skip most of them.

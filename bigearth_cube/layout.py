@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -170,6 +170,15 @@ def resized(documents: Documents, n_rows: int) -> Documents:
         if (document.get("dimension_names") or [None])[0] == "patch":
             document["shape"][0] = n_rows
     return grown
+
+
+def without_groups(documents: Documents, groups: Collection[str]) -> Documents:
+    """Leave out pixel groups and everything in them, and a parent that has none left."""
+    gone = tuple(f"{group}/" for group in groups)
+    kept = {p: d for p, d in documents.items() if not f"{p}/".startswith(gone)}
+    parents = {group.split("/")[0] for group in groups}
+    left = {path.split("/")[0] for path in kept if "/" in path}
+    return {p: d for p, d in kept.items() if p not in parents or p in left}
 
 
 def embedding_documents(model: str, n_rows: int, dim: int, attributes: Any) -> Documents:

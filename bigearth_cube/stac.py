@@ -27,8 +27,8 @@ from bigearth_cube.items_table import (
     asset_definitions,
     extension_urls,
     footprints,
-    items_parquet,
     items_table,
+    parquet_bytes,
 )
 from bigearth_cube.nomenclature import (
     ARCHIVES,
@@ -57,8 +57,8 @@ __all__ = [
     "footprints",
     "intake_catalog",
     "items",
-    "items_parquet",
     "items_table",
+    "parquet_bytes",
 ]
 
 LICENSE: Final = "CDLA-Permissive-1.0"

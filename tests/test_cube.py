@@ -15,10 +15,12 @@ import zarr
 
 from bigearth_cube.cube import Cube, open_cube
 from bigearth_cube.errors import CubeIntegrityError, InvalidInputError, NotFoundError
+from bigearth_cube.ingest import ingest
 from bigearth_cube.layout import CubeLayout
-from bigearth_cube.nomenclature import GROUPS, NAMES_19, multi_hot
+from bigearth_cube.lock import lock
+from bigearth_cube.nomenclature import GROUPS, NAMES_19, multi_hot, patch_origin
 from bigearth_cube.release import runs_of
-from tests.sources import index_of, labels_of, pixels_of
+from tests.sources import MemorySource, index_of, labels_of, pixels_of, place_of
 
 
 def test_plain_xarray_reads_every_pixel_as_it_was_given(cube: Cube) -> None:
@@ -107,7 +109,8 @@ def test_one_patch_lies_where_its_file_lay(cube: Cube) -> None:
         dataset = tree[path]
         np.testing.assert_array_equal(dataset["reflectance"].values, pixels)
         resolution = GROUPS[path].resolution_m
-        ulx, uly = int(dataset["ulx"]), int(dataset["uly"])
+        epsg, ulx, uly = patch_origin("33UUP", *place_of(index))
+        assert (dataset["epsg"], dataset["ulx"], dataset["uly"]) == (epsg, ulx, uly)
         assert float(dataset["x"][0]) == ulx + resolution / 2
         assert float(dataset["y"][-1]) == uly - 1200 + resolution / 2
         assert "32633" in dataset["spatial_ref"].attrs["crs_wkt"]
@@ -195,6 +198,92 @@ def test_embeddings_come_back_and_the_cube_still_opens_and_verifies(own_cube: Cu
         again.write_embeddings("x", vectors[:5])
     with pytest.raises(InvalidInputError, match="model name"):
         again.write_embeddings("a/b", vectors)
+
+
+def vectors_of(cube: Cube, dim: int = 4) -> np.ndarray:
+    return np.random.default_rng(dim).random((cube.n_rows, dim), np.float32)
+
+
+def test_embeddings_never_take_back_what_was_published_meanwhile(own_cube: Cube) -> None:
+    before = open_cube(own_cube.url)
+    own_cube.write_embeddings("first", vectors_of(own_cube))
+    before.write_embeddings("second", vectors_of(before))  # opened when there was no "first"
+    assert open_cube(own_cube.url).embedded == ("first", "second")
+    ingest(MemorySource(20, first=600), own_cube.url)
+    for stale in (before, open_cube(own_cube.url, release="r1")):
+        with pytest.raises(InvalidInputError, match="release 'r1', the cube is at 'r2'"):
+            stale.write_embeddings("third", vectors_of(stale))
+    now = open_cube(own_cube.url)
+    assert [r.name for r in now.releases] == ["r1", "r2"]
+    assert [f for _, f in now.verify(now.recorded_objects()) if f] == []
+    found = now.embeddings("first")
+    np.testing.assert_array_equal(found[: own_cube.n_rows], vectors_of(own_cube))
+    assert np.isnan(found[own_cube.n_rows :]).all()
+
+
+def test_an_ingest_and_embeddings_do_not_publish_at_once(own_cube: Cube) -> None:
+    with (
+        lock(own_cube.storage),
+        pytest.raises(InvalidInputError, match="the cube is being written"),
+    ):
+        own_cube.write_embeddings("model", vectors_of(own_cube))
+
+
+@pytest.mark.parametrize("damage", ["remove", "flip", "truncate"])
+@pytest.mark.parametrize("column", ["label_19", "has_labels", "epsg", "id", "s1/r10m/present"])
+def test_a_damaged_column_is_an_error_and_never_fill(
+    own_cube: Cube, column: str, damage: str
+) -> None:
+    suffix = "/0" if column == "label_19" else ""
+    path = Path(own_cube.url) / f"cube.zarr/{column}/c/0{suffix}"
+    sound = path.read_bytes()
+    if damage == "remove":
+        path.unlink()
+    else:
+        middle = len(sound) // 2
+        flipped = sound[:middle] + bytes([sound[middle] ^ 1]) + sound[middle + 1 :]
+        path.write_bytes(flipped if damage == "flip" else sound[:-3])
+    with pytest.raises(CubeIntegrityError, match=column):
+        open_cube(own_cube.url).column(column)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"PAR1 not a table PAR1"])
+def test_a_damaged_items_table_is_an_error_that_names_it(
+    own_cube: Cube, content: bytes | None
+) -> None:
+    path = Path(own_cube.url) / "items/r1-0.parquet"
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(CubeIntegrityError, match=r"items/r1-0\.parquet"):
+        own_cube.search(split="train")
+
+
+def test_a_cube_without_its_records_cannot_be_verified(own_cube: Cube) -> None:
+    (Path(own_cube.url) / "ingest/r1/objects.json").write_bytes(b"{")
+    with pytest.raises(CubeIntegrityError, match=r"ingest/r1/objects\.json"):
+        own_cube.recorded_objects()
+
+
+def test_an_older_release_has_its_own_length_and_groups(tmp_path: Path) -> None:
+    url = str(tmp_path)
+    ingest(MemorySource(40, with_views=False), url)
+    first = open_cube(url)
+    ingest(MemorySource(40, first=40), url)
+    old, now = open_cube(url, release="r1"), open_cube(url)
+    assert old.layout == first.layout
+    assert old.documents == first.documents
+    assert old.tree.groups == first.tree.groups
+    assert now.pixel_layout("s2/r10m").n_rows == now.n_rows > old.n_rows
+    assert old.pixel_layout("s2/r10m").n_rows == old.n_rows
+    with pytest.raises(InvalidInputError, match="no group 's1/r10m' here"):
+        old.pixel_layout("s1/r10m")
+    assert now.column("s1/r10m/present").sum() == 40
+
+
+def test_a_cube_of_another_format_is_refused(own_cube: Cube) -> None:
+    path = Path(own_cube.url) / "cube.zarr/zarr.json"
+    path.write_text(path.read_text().replace('"format_version": 1', '"format_version": 2'))
+    with pytest.raises(InvalidInputError, match="format 2, this package reads 1"):
+        open_cube(own_cube.url)
 
 
 def test_counts_are_those_of_the_records(cube: Cube) -> None:

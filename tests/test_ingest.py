@@ -7,7 +7,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import distributed
 import numpy as np
@@ -18,8 +20,8 @@ from bigearth_cube.archive import Patch, PatchRecord
 from bigearth_cube.cube import open_cube
 from bigearth_cube.errors import InvalidInputError, NotFoundError
 from bigearth_cube.ingest import IngestReport, ingest
-from bigearth_cube.ingest.lock import LOCK
 from bigearth_cube.ingest.plan import row_order
+from bigearth_cube.lock import LOCK
 from bigearth_cube.storage import Storage
 from tests.sources import MemorySource, index_of, pixels_of
 
@@ -152,6 +154,61 @@ def test_an_unfinished_run_of_other_patches_is_not_mixed_in(
         ingest(DyingSource(700), str(tmp_path), workers=1)
     with pytest.raises(InvalidInputError, match="unfinished run of 700 other patches"):
         ingest(MemorySource(10), str(tmp_path), client=dask_client)
+
+
+def test_a_killed_run_that_adds_leaves_the_published_cube_as_it_was(tmp_path: Path) -> None:
+    url = str(tmp_path)
+    ingest(MemorySource(40), url, workers=1)
+    before = objects_of(url)
+    with pytest.raises(KilledError):
+        ingest(DyingSource(700, first=40), url, workers=1)
+    cube = open_cube(url)
+    assert [fault for _, fault in cube.verify(cube.recorded_objects()) if fault] == []
+    assert {key: data for key, data in objects_of(url).items() if key in before} == before
+
+
+def test_what_is_repaired_before_publishing_is_read_again(tmp_path: Path) -> None:
+    url = str(tmp_path)
+    with pytest.raises(InvalidInputError, match="all 30 patches are in quarantine"):
+        ingest(MemorySource(30, malformed=frozenset(range(30))), url, workers=1)
+    report = ingest(MemorySource(30), url, workers=1)
+    assert_balanced(report)
+    assert (report.release, report.n_rows, report.resumed_shards) == ("r1", 30, 0)
+
+
+def test_a_source_that_counts_wrongly_publishes_nothing(tmp_path: Path) -> None:
+    class Miscounted(MemorySource):
+        def found(self) -> Mapping[Any, int]:
+            return {**super().found(), "s2": self.n_patches + 1}
+
+    with pytest.raises(InvalidInputError, match="accounts do not balance for s2"):
+        ingest(Miscounted(10), str(tmp_path), workers=1)
+    with pytest.raises(NotFoundError, match="no cube"):
+        open_cube(str(tmp_path))
+
+
+def test_a_run_goes_on_from_what_was_published_while_it_looked(tmp_path: Path) -> None:
+    url = str(tmp_path)
+
+    class Slow(MemorySource):
+        def absent(self) -> Sequence[str]:  # the last that is asked of a source before it is read
+            if not Storage(url).exists("cube.zarr/zarr.json"):
+                ingest(MemorySource(20), url, workers=1)
+            return super().absent()
+
+    report = ingest(Slow(40), url, workers=1)
+    assert_balanced(report)
+    assert (report.release, report.n_rows) == ("r2", 40)
+
+
+def test_a_folder_may_be_named_alone(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="no-such-folder"):
+        ingest(str(tmp_path / "no-such-folder"), str(tmp_path / "cube"))
+
+
+def test_patches_in_quarantine_do_not_count_as_unlabeled(tmp_path: Path) -> None:
+    source = MemorySource(20, unlabeled=frozenset({1, 2}), malformed=frozenset({2}))
+    assert ingest(source, str(tmp_path), workers=1).n_unlabeled == 1
 
 
 def test_worker_processes_write_the_same_bytes_as_this_process(

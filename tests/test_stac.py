@@ -158,7 +158,7 @@ def test_columns_of_one_value_cost_one_chunk_of_memory() -> None:
 
 def test_the_table_survives_parquet_with_its_metadata() -> None:
     table = table_of(FULL, BARE)
-    again = pq.read_table(io.BytesIO(stac.items_parquet(table)))
+    again = pq.read_table(io.BytesIO(stac.parquet_bytes(table)))
     assert again.equals(table)
     geo = json.loads(again.schema.metadata[b"geo"])
     assert geo["columns"]["geometry"]["geometry_types"] == ["Polygon"]

@@ -31,12 +31,10 @@ from bigearth_cube.archive.base import KINDS, Kind
 from bigearth_cube.cube import Cube, open_cube
 from bigearth_cube.errors import InvalidInputError, MalformedPatchError, NotFoundError
 from bigearth_cube.ingest.columns import columns_of
-from bigearth_cube.ingest.lock import lock
 from bigearth_cube.ingest.plan import Plan, make_plan, row_order
 from bigearth_cube.ingest.shard import VIEWS, ShardAccount, views_of, write_shard
-from bigearth_cube.nomenclature import (
-    Archive,
-)
+from bigearth_cube.lock import lock
+from bigearth_cube.nomenclature import Archive
 from bigearth_cube.release import Release, StoredObject, release_digest, runs_of
 from bigearth_cube.shards import Profile
 from bigearth_cube.storage import Storage, StorageOptions
@@ -103,7 +101,7 @@ Progress = Callable[[int, int], None]
 
 
 def ingest(
-    sources: Sequence[str] | PatchSource,
+    sources: str | Sequence[str] | PatchSource,
     cube_url: str,
     *,
     storage_options: StorageOptions | None = None,
@@ -121,7 +119,8 @@ def ingest(
     Parameters
     ----------
     sources
-        Folders and metadata files of one archive, or anything with ``records`` and ``read``.
+        Folder, or folders and metadata files, of one archive; or anything with ``records`` and
+        ``read``.
     cube_url
         Where the cube lies or will lie.
     storage_options
@@ -157,56 +156,73 @@ def ingest(
     began = time.monotonic()
     storage = Storage(cube_url, storage_options)
     storage.check_bucket()
-    # A sequence of folders is the usual case; anything else reads itself.
-    source: PatchSource = (
-        open_archive(list(sources), archive=archive) if isinstance(sources, Sequence) else sources
-    )
+    source = _opened(sources, archive)
     records = list(source.records())
     absent = source.absent()
     _check_source(source, records, absent, require_complete=require_complete)
-    cube = _existing(storage, source.archive, cube_id)
-    known = set() if cube is None else set(cube.items["id"].to_pylist())
-    unknown = [r for r in records if r.id not in known]
-    unknown, still_bad, bad_views = _set_aside_again(source, cube, unknown)
-    new = sorted(unknown, key=row_order)
-    old = [r for r in records if r.id in known]
-    accounts: list[ShardAccount] = []
-    resumed = 0
-    release = None
-    if new:
-        with lock(storage, break_lock=break_lock):
+    # Locked before the cube is looked at: the plan begins where the last release ends.
+    with lock(storage, break_lock=break_lock):
+        cube = _existing(storage, source.archive, cube_id)
+        known = set() if cube is None else set(cube.items["id"].to_pylist())
+        unknown = [r for r in records if r.id not in known]
+        unknown, still_bad, bad_views = _set_aside_again(source, cube, unknown)
+        new = sorted(unknown, key=row_order)
+        old = [r for r in records if r.id in known]
+        late = [] if cube is None else _late_views(cube, old)
+        plan = None
+        shards: list[ShardAccount] = []
+        resumed = 0
+        if new:
             plan = make_plan(storage, source.archive, cube, new, cube_id=cube_id, profile=profile)
             done = _begin(storage, plan)
             resumed = len(done)
             with _cluster(client, workers, len(plan.shards()) - resumed) as running:
                 written = _write_shards(source, plan, done, running, progress)
                 # Shards end in any order; what is kept of them must not depend on it.
-                accounts = sorted([*done, *written], key=lambda account: account.shard)
-            cube = _finish(storage, source, plan, cube, accounts)
-            release = plan.release
+                shards = sorted([*done, *written], key=lambda account: account.shard)
+        quarantined = (
+            *source.quarantined(),
+            *still_bad,
+            *(q for shard in shards for q in shard.quarantined),
+        )
+        orphans = (*source.orphans(), *late, *bad_views, *(o for s in shards for o in s.orphans))
+        void = {row for shard in shards for row in shard.void}
+        ingested: Counter[Kind] = Counter({"s2": len(old) + len(new) - len(void)})
+        for kind in VIEWS:
+            ingested[kind] += sum(len(getattr(shard, kind)) for shard in shards)
+        ingested.update(view.source for record in old for view in views_of(record, ""))
+        ingested.subtract(view.source for view in late)
+        accounts = _balance(source.found(), ingested, orphans, quarantined)
+        if plan is not None:
+            cube = _finish(storage, source, plan, cube, shards)
     assert cube is not None
-    quarantined = (*source.quarantined(), *still_bad, *(q for a in accounts for q in a.quarantined))
-    late = _late_views(cube, old)
-    orphans = (*source.orphans(), *late, *bad_views, *(o for a in accounts for o in a.orphans))
-    ingested: Counter[Kind] = Counter(
-        {"s2": len(old) + len(new) - sum(len(a.void) for a in accounts)}
-    )
-    for kind in VIEWS:
-        ingested[kind] += sum(len(getattr(account, kind)) for account in accounts)
-    ingested.update(view.source for record in old for view in views_of(record, ""))
-    ingested.subtract(view.source for view in late)
     return IngestReport(
         cube_url=storage.url,
-        release=release,
-        accounts=_balance(source.found(), ingested, orphans, quarantined),
+        release=None if plan is None else plan.release,
+        accounts=accounts,
         n_rows=cube.n_patches,
         n_absent=len(absent),
-        n_unlabeled=sum(r.labels is None for r in new),
+        n_unlabeled=sum(
+            record.labels is None
+            for row, record in enumerate(new, 0 if plan is None else plan.start)
+            if row not in void
+        ),
         resumed_shards=resumed,
         quarantined=quarantined,
         orphans=orphans,
         seconds=time.monotonic() - began,
     )
+
+
+def _opened(
+    sources: str | Sequence[str] | PatchSource, archive: Literal["auto", "v1", "v2"]
+) -> PatchSource:
+    if isinstance(sources, str):
+        sources = [sources]
+    # Folders are the usual case; anything else reads itself.
+    if isinstance(sources, Sequence):
+        return open_archive(list(sources), archive=archive)
+    return sources
 
 
 def _check_source(
@@ -363,7 +379,7 @@ def _finish(
         stop=plan.stop,
         runs=runs_of(rows),
         arrays=plan.filled,
-        tables=(put(f"items/{plan.release}-0.parquet", _parquet(table)),),
+        tables=(put(f"items/{plan.release}-0.parquet", stac.parquet_bytes(table)),),
         source=source.archive,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         digest=release_digest([r.id for r in records]),
@@ -378,7 +394,7 @@ def _finish(
             key: pa.array([getattr(e, key) for e in entries], pa.string())
             for key in ("id", "file", "reason", "source")
         }
-        put(f"{plan.folder}/{name}.parquet", _parquet(pa.table(columns)))
+        put(f"{plan.folder}/{name}.parquet", stac.parquet_bytes(pa.table(columns)))
     table_all = pa.concat_tables([before.items, table]) if before else table
     _put_descriptions(storage, writer, table_all, releases, put)
     writer.record(f"{plan.folder}/objects.json", objects)
@@ -405,14 +421,8 @@ def _put_descriptions(
     put("intake.yaml", stac.intake_catalog().encode())
 
 
-def _parquet(table: pa.Table) -> bytes:
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", row_group_size=65_536)
-    return buffer.getvalue()
-
-
 def _begin(storage: Storage, plan: Plan) -> list[ShardAccount]:
-    """Record the plan, or find the same plan and what a killed run finished of it."""
+    """Record the plan, or find the same plan and what a run that did not end finished of it."""
     key = f"{plan.folder}/plan.json"
     document = {"digest": plan.digest(), "patches": len(plan.records)}
     if not storage.write_new(key, json.dumps(document).encode()):
@@ -423,13 +433,12 @@ def _begin(storage: Storage, plan: Plan) -> list[ShardAccount]:
                 f"{storage.url}/{plan.folder}; finish it with the same sources, or remove that "
                 f"folder to give it up"
             )
-    done = [
+    found_done = (
         ShardAccount.from_bytes(storage.read(key))
         for key, _ in storage.list(f"{plan.folder}/shards")
-    ]
-    if not done:
-        plan.writer.put_documents(plan.writer.documents)
-    return done
+    )
+    # A shard with a fault is read again: its files may have been repaired since.
+    return [account for account in found_done if not account.quarantined]
 
 
 def _write_shards(
@@ -443,7 +452,7 @@ def _write_shards(
     waiting = iter([shard for shard in plan.shards() if shard not in finished])
     n_done = sum(len(plan.records_of(shard)) for shard in finished)
     # A window, not the whole list: the records of a shard travel with its task.
-    window = 2 * max(1, len(client.nthreads()))
+    window = 2 * max(1, sum(client.nthreads().values()))
     writer = client.scatter(plan.writer, broadcast=True, hash=False)
     task = functools.partial(write_shard, source=source, folder=plan.folder)
 

@@ -1,4 +1,4 @@
-"""One run at a time: the lock of a cube."""
+"""One writer at a time: the lock of a cube."""
 
 from __future__ import annotations
 
@@ -19,10 +19,17 @@ LOCK = "ingest/lock.json"
 
 
 @contextmanager
-def lock(storage: Storage, *, break_lock: bool) -> Iterator[None]:
-    """Hold the cube: two runs at once would write the same rows.
+def lock(storage: Storage, *, break_lock: bool = False) -> Iterator[None]:
+    """Hold the cube: two writers at once would write the same rows and publish over each other.
 
-    The owner is another run unless it was on this host and its process is gone.
+    A lock whose process was on this host and is gone is taken over.
+
+    Raises
+    ------
+    InvalidInputError
+        If another writer holds the cube.
+    StorageError
+        If storage refuses or cannot be reached.
     """
     owner = {
         "host": socket.gethostname(),
@@ -39,7 +46,9 @@ def lock(storage: Storage, *, break_lock: bool) -> Iterator[None]:
                 f"{held['since']}; wait for it, or pass --break-lock if it is dead"
             )
         logger.warning("taking the cube over from process %s on %s", held["pid"], held["host"])
-        storage.write(LOCK, data)
+        storage.delete(LOCK)
+        if not storage.write_new(LOCK, data):
+            raise InvalidInputError("another run has just taken the cube over; wait for it")
     try:
         yield
     finally:
