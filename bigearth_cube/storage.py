@@ -104,44 +104,20 @@ class _LocalBackend(_ObstoreBackend):
 
     def __init__(self, path: str) -> None:
         self._path = Path(path)
-        super().__init__(None)
 
-    def _open(self, *, make: bool = False) -> None:
-        if self._store is None:
-            if not make and not self._path.is_dir():
-                raise FileNotFoundError(self._path)
-            self._store = LocalStore(self._path, mkdir=make)
-
-    def get(self, key: str) -> bytes:
-        self._open()
-        return super().get(key)
-
-    def get_ranges(self, key: str, starts: Sequence[int], ends: Sequence[int]) -> list[Any]:
-        self._open()
-        return super().get_ranges(key, starts, ends)
-
-    def get_tail(self, key: str, n_bytes: int) -> bytes:
-        self._open()
-        return super().get_tail(key, n_bytes)
-
-    def size(self, key: str) -> int:
-        self._open()
-        return super().size(key)
+    @functools.cached_property
+    def _store(self) -> Any:
+        if not self._path.is_dir():
+            raise FileNotFoundError(self._path)
+        return LocalStore(self._path)
 
     def put(self, key: str, data: bytes, *, only_if_absent: bool) -> None:
-        self._open(make=True)
+        self._path.mkdir(parents=True, exist_ok=True)
         super().put(key, data, only_if_absent=only_if_absent)
 
-    def delete(self, key: str) -> None:
-        self._open()
-        super().delete(key)
-
-    def list(self, prefix: str) -> Iterator[tuple[str, int]]:
-        self._open()
-        yield from super().list(prefix)
-
     def zarr_store(self, *, read_only: bool) -> Any:
-        self._open(make=not read_only)
+        if not read_only:
+            self._path.mkdir(parents=True, exist_ok=True)
         return super().zarr_store(read_only=read_only)
 
 
@@ -196,8 +172,8 @@ class Storage:
         A local path, ``s3://bucket/prefix``, ``https://…`` (reading) or ``memory://…``.
     storage_options
         fsspec's names: key, secret, token, profile, anon, endpoint_url, region,
-        requester_pays. Without credentials the usual AWS chain is asked (environment,
-        profiles, SSO, roles).
+        requester_pays; paths and HTTP take them and need none. Without credentials the usual
+        AWS chain is asked (environment, profiles, SSO, roles).
 
     Raises
     ------
@@ -208,12 +184,11 @@ class Storage:
     def __init__(self, url: str | Path, storage_options: StorageOptions | None = None) -> None:
         self.url = normalized_url(url)
         self.options = dict(storage_options or {})
-        if self.url.startswith("s3://"):
-            unknown = sorted(set(self.options) - set(_S3_OPTIONS))
-            if unknown:
-                raise InvalidInputError(
-                    f"unknown storage option {unknown[0]!r}; choose from: {', '.join(_S3_OPTIONS)}"
-                )
+        unknown = sorted(set(self.options) - set(_S3_OPTIONS))
+        if unknown and not _is_for_fsspec(self.url):
+            raise InvalidInputError(
+                f"unknown storage option {unknown[0]!r}; choose from: {', '.join(_S3_OPTIONS)}"
+            )
 
     def __repr__(self) -> str:
         return f"Storage({self.url!r})"
@@ -348,10 +323,9 @@ class Storage:
         with self._translated(prefix):
             try:
                 return sorted(self._backend.list(prefix))
-            except FileNotFoundError as error:
+            except FileNotFoundError:
                 if self.url.startswith("s3://"):
                     raise
-                del error
                 return []
 
     def check_bucket(self) -> None:
@@ -418,22 +392,26 @@ def normalized_url(url: str | Path) -> str:
     return str(Path(text).expanduser().absolute())
 
 
+def _is_for_fsspec(url: str) -> bool:
+    return "://" in url and not url.startswith(("s3://", "http://", "https://"))
+
+
 @functools.lru_cache(maxsize=64)
 def _open_backend(url: str, options_json: str) -> _Backend:
     # One connection pool per process and target: opening an S3 client costs milliseconds and
     # its connections are worth keeping. Keyed by value, so it carries no state of its own.
     options = json.loads(options_json)
+    if _is_for_fsspec(url):
+        try:
+            return _FsspecBackend(url, options)
+        except (ValueError, ImportError) as error:
+            raise InvalidInputError(f"cannot open {url!r}: {_first_line(error)}") from None
     if url.startswith("s3://"):
         return _ObstoreBackend(_s3_store(url, options))
     if url.startswith(("http://", "https://")):
         allow: ClientConfig = {"allow_http": url.startswith("http://")}
         return _ObstoreBackend(HTTPStore(url, client_options=allow, retry_config=_RETRY))
-    if "://" not in url:
-        return _LocalBackend(url)
-    try:
-        return _FsspecBackend(url, options)
-    except (ValueError, ImportError) as error:
-        raise InvalidInputError(f"cannot open {url!r}: {_first_line(error)}") from None
+    return _LocalBackend(url)
 
 
 def _s3_store(url: str, options: dict[str, Any]) -> Any:
@@ -499,11 +477,11 @@ def _first_line(error: BaseException) -> str:
 def _advice(error: BaseException) -> str:
     """One line: what storage said, and what to do."""
     text = _first_line(error)
-    whole = str(error)
-    if isinstance(error, obstore_errors.PermissionDeniedError | PermissionError) or "403" in text:
-        return "access denied; check the credentials and the bucket's policy"
-    if isinstance(error, obstore_errors.UnauthenticatedError) or "401" in text:
-        return "credentials refused; check key and secret, or pass anon=True for a public bucket"
-    if "error sending request" in whole or "Connection refused" in whole:
+    # Listing has no exception classes of its own: its text ends with the status, after the URL.
+    if "error sending request" in str(error) or "Connection refused" in str(error):
         return "the endpoint cannot be reached; check endpoint_url and the network"
+    if isinstance(error, obstore_errors.PermissionDeniedError) or "403 Forbidden" in text:
+        return "access denied; check the credentials and the bucket's policy"
+    if isinstance(error, obstore_errors.UnauthenticatedError) or "401 Unauthorized" in text:
+        return "credentials refused; check key and secret, or pass anon=True for a public bucket"
     return text

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.server
 import pickle
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -73,7 +78,11 @@ def test_looking_at_a_path_does_not_make_it(tmp_path: Path) -> None:
     assert storage.list() == []
     with pytest.raises(NotFoundError):
         storage.read("a")
+    storage.delete("a")
+    assert not storage.exists("a")
     assert not (tmp_path / "x").exists()
+    storage.write("b/c", b"1")
+    assert storage.read("b/c") == b"1"
 
 
 def test_a_missing_bucket_is_told_from_an_empty_one(
@@ -86,8 +95,10 @@ def test_a_missing_bucket_is_told_from_an_empty_one(
 
 def test_an_endpoint_that_does_not_answer_is_told_within_seconds() -> None:
     options = {"key": "a", "secret": "b", "endpoint_url": "http://127.0.0.1:9"}
+    began = time.monotonic()
     with pytest.raises(StorageError, match="cannot be reached; check endpoint_url"):
-        Storage("s3://bucket/x", options).check_bucket()
+        Storage("s3://bucket/x", options).read("c/403/401")
+    assert time.monotonic() - began < 30
 
 
 def test_missing_credentials_are_told_before_any_request(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,19 +112,25 @@ def test_missing_credentials_are_told_before_any_request(monkeypatch: pytest.Mon
         Storage("s3://bucket/x", options).check_bucket()
 
 
-def test_refused_credentials_are_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    with _server_that_answers(403) as endpoint:
-        options = {"key": "a", "secret": "wrong", "endpoint_url": endpoint}
-        with pytest.raises(StorageError, match="access denied; check the credentials") as caught:
-            Storage("s3://bucket/x", options).check_bucket()
-    assert "\n" not in str(caught.value)
+@pytest.mark.parametrize(
+    ("status", "advice"),
+    [
+        (403, "access denied; check the credentials"),
+        (401, "credentials refused; check key and secret"),
+        (400, "status code: 400 Bad Request"),  # and not what the numbers in the key would say
+    ],
+)
+def test_what_a_server_refuses_is_told_in_one_line_by_its_status(status: int, advice: str) -> None:
+    with _server_that_answers(status) as endpoint:
+        storage = Storage("s3://bucket/x", {"key": "a", "secret": "b", "endpoint_url": endpoint})
+        for ask in (storage.read, storage.list):
+            with pytest.raises(StorageError, match=advice) as caught:
+                ask("c/403/401/0/0")
+            assert "\n" not in str(caught.value)
 
 
-def _server_that_answers(status: int):  # noqa: ANN202
-    import contextlib
-    import http.server
-    import threading
-
+@contextlib.contextmanager
+def _server_that_answers(status: int) -> Iterator[str]:
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(status)
@@ -123,28 +140,24 @@ def _server_that_answers(status: int):  # noqa: ANN202
         def log_message(self, *args: object) -> None:
             pass
 
-    @contextlib.contextmanager
-    def serve():  # noqa: ANN202
-        with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-            thread = threading.Thread(target=server.serve_forever)
-            thread.start()
-            yield f"http://127.0.0.1:{server.server_address[1]}"
-            server.shutdown()
-            thread.join()
-
-    return serve()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"acces_key": "x"}, "unknown storage option 'acces_key'; choose from: key, secret"),
-        ({"profile": "no-such-profile"}, "no-such-profile"),
-    ],
-)
-def test_an_option_that_is_not_understood_is_refused(options: dict[str, str], message: str) -> None:
-    with pytest.raises(InvalidInputError, match=message):
-        Storage("s3://bucket/x", options).check_bucket()
+@pytest.mark.parametrize("url", ["s3://bucket/x", "https://example.com/x", "/a/path"])
+def test_an_unknown_option_is_refused_with_the_known_ones(url: str) -> None:
+    with pytest.raises(InvalidInputError, match="'acces_key'; choose from: key, secret"):
+        Storage(url, {"acces_key": "x"})
+    Storage(url, {"key": "x", "anon": False})  # one set of options serves every URL of a run
+
+
+def test_an_unknown_profile_is_refused() -> None:
+    with pytest.raises(InvalidInputError, match="no-such-profile"):
+        Storage("s3://bucket/x", {"profile": "no-such-profile"}).check_bucket()
 
 
 @pytest.mark.parametrize("url", ["", "s3://", "s3:///"])
