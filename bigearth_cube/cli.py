@@ -93,7 +93,7 @@ def synth(
             seed=seed,
             metadata=metadata,
             workers=workers,
-            progress=lambda done: advance(done, patches),
+            progress=advance,
         )
     click.echo(f"wrote {patches:,} patches in the {archive} layout to {directory}")
 

@@ -272,7 +272,7 @@ def write_archive(
     seed: int = 0,
     metadata: str | Path | None = None,
     workers: int | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> SynthReport:
     """Write a believable archive in the published layout.
 
@@ -295,7 +295,7 @@ def write_archive(
     workers
         Processes; by default one a core. With 1, or a handful of patches, all is done here.
     progress
-        Called with the number of patches just written.
+        Called with the patches written so far and all of them.
 
     Returns
     -------
@@ -327,11 +327,13 @@ def write_archive(
     n_workers = min(workers or os.cpu_count() or 1, useful)
     n_files = _write_lists(directory, archive, planned)
     n_bytes = sum(file.stat().st_size for file in directory.iterdir())
-    for n_done, more_files, more_bytes in _run(write, batches, n_workers):
+    n_done = 0
+    for n_written, more_files, more_bytes in _run(write, batches, n_workers):
+        n_done += n_written
         n_files += more_files
         n_bytes += more_bytes
         if progress is not None:
-            progress(n_done)
+            progress(n_done, n_patches)
     splits = Counter(p.record.split for p in planned)
     return SynthReport(
         directory=directory,
