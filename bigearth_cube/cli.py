@@ -24,6 +24,10 @@ from bigearth_cube.errors import BigEarthCubeError, CubeIntegrityError
 from bigearth_cube.terminal import dask_client, progress_bars
 
 EXIT_DAMAGED, EXIT_WRONG, EXIT_QUARANTINE, EXIT_INTERRUPTED = 1, 2, 3, 130
+EXIT_CODES = (
+    "Exits with 0 when done, 2 on wrong input, nothing found or storage out of reach, and 130 when "
+    "interrupted."
+)
 ARCHIVE_FIELDS = ("found", "ingested", "orphans", "quarantined")
 
 
@@ -37,16 +41,36 @@ def main(argv: list[str] | None = None) -> None:
         code = EXIT_DAMAGED if isinstance(error, CubeIntegrityError) else EXIT_WRONG
         sys.exit(code)
     except click.exceptions.Abort:
-        click.echo("bec: interrupted; run the same command again to go on", err=True)
+        arguments = sys.argv[1:] if argv is None else argv
+        go_on = "; run the same command again to go on" if "ingest" in arguments[:1] else ""
+        click.echo(f"bec: interrupted{go_on}", err=True)
         sys.exit(EXIT_INTERRUPTED)
-    except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
     except click.ClickException as error:
         error.show()
         sys.exit(EXIT_WRONG)
+    except OSError as error:  # a folder that may not be written, a full disk
+        told = [str(part) for part in (error.filename, error.strerror) if part]
+        click.echo(f"bec: {': '.join(told) or error}", err=True)
+        sys.exit(EXIT_WRONG)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class _Command(click.Command):
+    """A command whose help ends with the exit codes that all of them have."""
+
+    def __init__(self, name: str | None, **settings: Any) -> None:
+        super().__init__(name, **{"epilog": EXIT_CODES, **settings})
+
+
+class _Group(click.Group):
+    command_class = _Command
+    group_class = type  # the same for a group within
+
+
+@click.group(
+    cls=_Group,
+    epilog=EXIT_CODES,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(package_name="bigearth-cube", prog_name="bec")
 def cli() -> None:
     """BigEarthNet as a cloud-native cube.
@@ -359,8 +383,15 @@ def search(
 @click.option("--patch", "patch_id", required=True, metavar="ID", help="The query.")
 @click.option("-k", default=10, show_default=True, type=click.IntRange(min=1))
 @click.option("--model", default="tb-cnn-small", show_default=True, help="Whose embeddings.")
+@click.option(
+    "--metric",
+    type=click.Choice(["chi2", "cosine"]),
+    default="chi2",
+    show_default=True,
+    help="Distance: chi-square, for features that are never negative, or one minus the cosine.",
+)
 @json_option
-def similar(cube: str, patch_id: str, k: int, model: str, as_json: bool) -> None:
+def similar(cube: str, patch_id: str, k: int, model: str, metric: str, as_json: bool) -> None:
     """List the patches that look most like one patch.
 
     \b
@@ -368,7 +399,7 @@ def similar(cube: str, patch_id: str, k: int, model: str, as_json: bool) -> None
       bec similar s3://bucket/bigearthnet-v2 --patch S2A_..._26_57 -k 5
     """
     retrieval = _extra("bigearth_cube.retrieval")
-    found = retrieval.neighbors(_open(cube, None), patch_id, model=model, k=k)
+    found = retrieval.neighbors(_open(cube, None), patch_id, model=model, k=k, metric=metric)
     if as_json:
         click.echo(json.dumps([asdict(n) for n in found], indent=1))
         return

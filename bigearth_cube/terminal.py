@@ -44,18 +44,25 @@ def progress_bars() -> Iterator[Progress]:
 
 
 @contextmanager
-def dask_client(address: str) -> Iterator[Any]:
+def dask_client(address: str, *, timeout_s: float = 10) -> Iterator[Any]:
     """Connect to a Dask scheduler.
+
+    Parameters
+    ----------
+    address
+        Such as ``tcp://host:8786``.
+    timeout_s
+        How long to wait for an answer.
 
     Raises
     ------
     StorageError
-        If none answers within ten seconds.
+        If none answers within that time.
     """
     from distributed import Client  # half a second that `--help` need not wait for
 
     try:
-        client = Client(address, timeout=10)
+        client = Client(address, timeout=timeout_s)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise StorageError(f"no Dask scheduler answers at {address}: {reason}") from None

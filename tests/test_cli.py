@@ -11,12 +11,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 
 import click
+import numpy as np
 import pytest
 
 from bigearth_cube.cli import cli, main
 from bigearth_cube.cube import open_cube
+from bigearth_cube.errors import StorageError
+from bigearth_cube.retrieval import Metric
+from bigearth_cube.terminal import dask_client
 
 
 def bec(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -56,6 +61,8 @@ def test_every_command_has_an_example_and_its_options_are_explained(name: str) -
     command = commands()[name]
     assert command.help is not None
     assert f"bec {name} " in command.help
+    assert "2 on wrong input" in command.get_help(click.Context(command))
+    assert "130 when interrupted" in command.get_help(click.Context(command))
     for parameter in command.params:
         if isinstance(parameter, click.Option) and parameter.name not in ("archive", "k"):
             assert parameter.help, parameter.name
@@ -147,6 +154,28 @@ def test_search_prints_ids_and_saves_the_selection(
     assert "west,south,east,north" in err
 
 
+def test_similar_ranks_by_the_metric_asked_for(
+    cube_of_archive: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(cube_of_archive, tmp_path / "cube")
+    cube = open_cube(str(tmp_path / "cube"))
+    names = dict(zip(cube.items["bec:row"].to_pylist(), cube.items["id"].to_pylist(), strict=True))
+    query, near, alike = (int(row) for row in cube.rows[:3])
+    vectors = np.full((cube.n_rows, 2), (0, 9), np.float32)
+    vectors[query], vectors[near], vectors[alike] = (1, 1), (2, 1), (5, 5)
+    cube.write_embeddings("mine", vectors)
+    first = {}
+    for metric in get_args(Metric):
+        code, out, _ = run(
+            capsys,
+            *("similar", str(tmp_path / "cube"), "--patch", names[query], "--model", "mine"),
+            *("-k", "1", "--metric", metric, "--json"),
+        )
+        assert code == 0
+        (first[metric],) = (neighbor["id"] for neighbor in json.loads(out))
+    assert first == {"chi2": names[near], "cosine": names[alike]}
+
+
 def test_verify_exits_with_1_and_names_the_damaged_object(
     cube_of_archive: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -165,23 +194,37 @@ def test_verify_exits_with_1_and_names_the_damaged_object(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["info", "/no/such/cube"], "no cube at /no/such/cube"),
-        (["ingest", "/no/such/folder", "/tmp/never-made"], "/no/such/folder does not exist"),
-        (["info", "s3://"], "names no bucket"),
-        (["synth", "/tmp/never-made", "--patches", "0"], "0 is not in the range"),
-        (["nonsense"], "No such command"),
-        (["ingest", "x", "y", "--scheduler", "tcp://127.0.0.1:1"], "no Dask scheduler answers"),
+        ("info TMP/none", "no cube at TMP/none"),
+        ("ingest TMP/none TMP/made", "TMP/none does not exist"),
+        ("info s3://", "names no bucket"),
+        ("synth TMP/made --patches 0", "0 is not in the range"),
+        ("synth TMP/file/made --patches 4", "bec: TMP/file/made: Not a directory"),
+        ("catalog build TMP/file/made", "bec: TMP/file/made: Not a directory"),
+        ("nonsense", "No such command"),
+        ("ingest x y --scheduler none://x", "no Dask scheduler answers at none://x"),
+        ("similar TMP/none --patch x --metric l2", "'l2' is not one of 'chi2', 'cosine'"),
     ],
 )
 def test_wrong_input_is_one_line_and_exit_code_2(
-    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    arguments: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, out, err = run(capsys, *arguments)
+    (tmp_path / "file").touch()
+    code, out, err = run(capsys, *arguments.replace("TMP", str(tmp_path)).split())
     assert code == 2
     assert out == ""
-    assert message in err
+    assert message.replace("TMP", str(tmp_path)) in err
     assert "Traceback" not in err
-    assert not Path("/tmp/never-made").exists()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_scheduler_that_does_not_answer_is_told_after_the_time_given() -> None:
+    began = time.monotonic()
+    with (
+        pytest.raises(StorageError, match="no Dask scheduler answers at tcp:"),
+        dask_client("tcp://127.0.0.1:1", timeout_s=0.2),
+    ):
+        pass
+    assert time.monotonic() - began < 5
 
 
 def test_an_empty_folder_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -233,6 +276,20 @@ def test_ctrl_c_says_how_to_go_on_and_the_next_run_finishes(tmp_path: Path) -> N
     done = bec("ingest", str(folder), str(url), "--workers", "1")
     assert done.returncode == 0, done.stderr
     assert open_cube(str(url)).n_patches == 300
+
+
+def test_ctrl_c_promises_nothing_where_the_same_command_would_refuse(tmp_path: Path) -> None:
+    folder = tmp_path / "archive"
+    command = [sys.executable, "-m", "bigearth_cube.cli", "synth", str(folder), "--workers", "1"]
+    process = subprocess.Popen([*command, "--patches", "3000"], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not list(folder.glob("BigEarthNet-S2/*")) and time.monotonic() < deadline:
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.strip().endswith("bec: interrupted")
 
 
 def test_catalog_build_writes_what_is_published(
