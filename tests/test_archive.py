@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -540,12 +541,13 @@ def spoil(kind: str) -> Callable[[Path], None]:
         ),
         "zone": lambda path: write_band(path, rasterio_read(path), (32634, *corner[1:])),
         "large": lambda path: os.truncate(path, 1 << 25),
-    }[kind]  # type: ignore[return-value]
+    }[kind]
 
 
 def rasterio_read(path: Path) -> NDArray[Any]:
     with rasterio.open(path) as dataset:
-        return dataset.read(1)
+        pixels: NDArray[Any] = dataset.read(1)
+    return pixels
 
 
 FAULTS = {
@@ -648,7 +650,7 @@ def test_all_squares_of_the_archives_lie_on_the_lattice_of_new_ones() -> None:
     for tile in all_tiles():
         unknown = f"{tile.mgrs[:3]}ZZ"
         expected = (tile.epsg, tile.ulx, tile.uly)
-        assert Grid().corner(unknown, 0, 0, measure=lambda e=expected: e) == expected
+        assert Grid().corner(unknown, 0, 0, measure=[expected].pop) == expected
 
 
 def test_a_new_square_in_another_zone_is_refused() -> None:
@@ -698,6 +700,14 @@ def test_sources_that_cannot_be_read_are_refused_in_one_line(v1: Path, v2: Path)
         open_folders(v2, archive="v1")
     with pytest.raises(InvalidInputError, match="choose one of: auto, v1, v2"):
         open_folders(v2, archive="v3")
+
+
+def test_an_archive_is_refused_at_once_where_rasterio_is_missing(
+    v2: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "rasterio", None)
+    with pytest.raises(InvalidInputError, match=r'needs rasterio .*"bigearth-cube\[ingest\]"'):
+        open_folders(v2)
 
 
 def test_a_broken_list_is_refused_in_one_line(v1: Path, v2: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from bigearth_cube.archive.base import KINDS, Kind, Patch, PatchRecord, PatchSource, SetAside
+from bigearth_cube.archive.geotiff import require_gdal
 from bigearth_cube.archive.inventory import Inventory, take_stock
 from bigearth_cube.archive.listing import Listing, describe_wrong_folder, list_folders
 from bigearth_cube.archive.lists import archive_of_list, expected_lists
@@ -23,7 +24,6 @@ def open_archive(
     sources: Sequence[str],
     *,
     archive: Literal["auto", "v1", "v2"] = "auto",
-    storage_options: Mapping[str, Any] | None = None,
 ) -> PatchSource:
     """Open the published files of an archive as they lie on disk.
 
@@ -36,8 +36,6 @@ def open_archive(
         Lists that lie in a named folder are found.
     archive
         Archive the patches must be of; ``"auto"`` takes it from their names.
-    storage_options
-        For sources on object storage, which are not read yet.
 
     Returns
     -------
@@ -50,8 +48,10 @@ def open_archive(
     NotFoundError
         If a source does not exist.
     InvalidInputError
-        If a source is not local, holds no patch or is no list, or patches of v1 and v2 are mixed.
+        If a source is not local, holds no patch or is no list, or patches of v1 and v2 are mixed,
+        or rasterio is missing.
     """
+    require_gdal()
     if archive not in ("auto", *ARCHIVES):
         raise InvalidInputError(f"unknown archive {archive!r}; choose one of: auto, v1, v2")
     if not sources:

@@ -8,6 +8,7 @@ file is read differently from what rasterio reads.
 
 from __future__ import annotations
 
+import importlib
 import re
 import struct
 import zlib
@@ -244,11 +245,30 @@ def _check_form(
         raise InvalidInputError(f"holds {found.name}, expected {dtype.name}")
 
 
+def require_gdal() -> None:
+    """Refuse where rasterio cannot be imported, rather than at the first file that is not plain.
+
+    That file may come hours into an ingest. Not at the top of the module: the base install has
+    no rasterio, and importing it takes 0.2 s.
+
+    Raises
+    ------
+    InvalidInputError
+        If it cannot be imported.
+    """
+    try:
+        importlib.import_module("rasterio")
+    except ImportError as error:
+        raise InvalidInputError(
+            f'reading an archive needs rasterio ({error}): pip install "bigearth-cube[ingest]"'
+        ) from None
+
+
 def _read_with_gdal(
     data: bytes, shape: tuple[int, int], dtype: np.dtype[Any]
 ) -> tuple[NDArray[Any], Georeference]:
     """Read compressed, tiled, BigTIFF and other unusual files."""
-    import rasterio  # 0.2 s to import, and the published files never need it
+    import rasterio
     from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
     try:
