@@ -6,6 +6,8 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
+from typing import NamedTuple
 
 from bigearth_cube.archive.base import Kind, PatchRecord, SetAside
 from bigearth_cube.archive.grid import Corner, Grid
@@ -93,7 +95,7 @@ def take_stock(archive: Archive, listing: Listing, lists: Sequence[str]) -> Inve
         elif chosen is not None:
             reason = "no Sentinel-2 patch of this name is at hand"
             stock.orphans.append(SetAside(map_id, chosen.path, reason, "reference"))
-    make: Callable[..., PatchRecord] = _make_v1 if archive == "v1" else _make_v2
+    parse = _parse_v1 if archive == "v1" else _parse_v2
     grid = Grid()
     for s2_id in sorted(s2):
         folder = _choose(s2[s2_id], _S2_FILES, "s2", stock)
@@ -101,7 +103,7 @@ def take_stock(archive: Archive, listing: Listing, lists: Sequence[str]) -> Inve
         try:
             if folder is not None:
                 listed = known.patches.get(s2_id, Listed())
-                stock.records.append(make(folder, *parts, listed, grid))
+                stock.records.append(_record(parse, folder, *parts, listed, grid))
                 continue
         except MalformedPatchError as error:
             stock.quarantined.append(SetAside(s2_id, error.file, error.reason, "s2"))
@@ -177,75 +179,68 @@ def _partner(s2_id: str, s1_of: dict[str, PatchFolder], known: Lists) -> str | N
     return listed.s1_id if listed else None
 
 
-def _make_v1(
-    folder: PatchFolder,
-    s1: PatchFolder | None,
-    reference: PatchFolder | None,
-    listed: Listed,
-    grid: Grid,
-) -> PatchRecord:
-    file = folder.path
+class _Told(NamedTuple):
+    """What the name and the files of a Sentinel-2 patch, and for v2 the list, say of it."""
+
+    tile: str
+    mgrs: str
+    col: int
+    row: int
+    acquired: datetime
+    corner: Corner
+    labels: tuple[str, ...] | None
+
+
+def _parse_v1(folder: PatchFolder, listed: Listed, grid: Grid) -> _Told:
+    col, row = parse_v1_name(folder.name)
+    file = folder.file(METADATA_TAIL)
     try:
-        col, row = parse_v1_name(folder.name)
-        s1_id = _s1_id(s1, listed)
-        file = folder.file(METADATA_TAIL)
         metadata = parse_s2_metadata(read_file(file))
         corner = grid.corner(metadata.mgrs, col, row, measure=lambda: metadata.corner)
         _check_corner(metadata, corner)
     except InvalidInputError as error:
         raise MalformedPatchError(folder.name, file, str(error)) from None
-    return PatchRecord(
-        folder.name,
-        sys.intern(metadata.tile),
-        metadata.mgrs,
-        col,
-        row,
-        metadata.acquired,
-        *corner,
-        labels=metadata.labels,
-        country=listed.country,
-        split=listed.split,
-        flagged_snow=listed.flagged_snow,
-        flagged_cloud_or_shadow=listed.flagged_cloud_or_shadow,
-        s1_id=s1_id,
-        files=_files(folder, s1, reference),
-    )
+    return _Told(metadata.tile, metadata.mgrs, col, row, metadata.acquired, corner, metadata.labels)
 
 
-def _make_v2(
+def _parse_v2(folder: PatchFolder, listed: Listed, grid: Grid) -> _Told:
+    group = GROUPS["s2/r10m"]
+    b02 = folder.file(folder.tails["B02"])
+    name = parse_v2_name(folder.name)
+    corner = grid.corner(name.mgrs, name.col, name.row, measure=lambda: measure_corner(b02, group))
+    _check_labels(listed)
+    return _Told(name.tile, name.mgrs, name.col, name.row, name.acquired, corner, listed.labels)
+
+
+def _record(
+    parse: Callable[[PatchFolder, Listed, Grid], _Told],
     folder: PatchFolder,
     s1: PatchFolder | None,
     reference: PatchFolder | None,
     listed: Listed,
     grid: Grid,
 ) -> PatchRecord:
-    group = GROUPS["s2/r10m"]
-    b02 = folder.file(folder.tails["B02"])
     try:
-        name = parse_v2_name(folder.name)
-        corner = grid.corner(
-            name.mgrs, name.col, name.row, measure=lambda: measure_corner(b02, group)
-        )
-        _check_labels(listed)
+        told = parse(folder, listed, grid)
         split = None if listed.split is None else check_split(listed.split)
         s1_id = _s1_id(s1, listed)
     except InvalidInputError as error:
         raise MalformedPatchError(folder.name, folder.path, str(error)) from None
     return PatchRecord(
         folder.name,
-        sys.intern(name.tile),
-        name.mgrs,
-        name.col,
-        name.row,
-        name.acquired,
-        *corner,
-        labels=listed.labels,
+        sys.intern(told.tile),
+        told.mgrs,
+        told.col,
+        told.row,
+        told.acquired,
+        *told.corner,
+        labels=told.labels,
         country=listed.country,
         split=split,
         flagged_snow=listed.flagged_snow,
         flagged_cloud_or_shadow=listed.flagged_cloud_or_shadow,
         s1_id=s1_id,
-        files=_files(folder, s1, reference),
+        files=PatchFiles([part for part in (folder, s1, reference) if part is not None]),
     )
 
 
@@ -269,7 +264,3 @@ def _s1_id(s1: PatchFolder | None, listed: Listed) -> str | None:
     if s1 is not None:
         return s1.name
     return None if listed.s1_id is None else check_s1_name(listed.s1_id)
-
-
-def _files(*folders: PatchFolder | None) -> PatchFiles:
-    return PatchFiles([folder for folder in folders if folder is not None])
