@@ -265,14 +265,8 @@ def s2_json(
     bytes
         The whole file.
     """
-    document = {
-        "labels": list(labels),
-        "coordinates": {"ulx": ulx, "uly": uly, "lrx": ulx + 1200, "lry": uly - 1200},
-        "projection": utm_wkt(epsg),
-        "tile_source": tile_source,
-        "acquisition_date": acquired,
-    }
-    return json.dumps(document).encode()
+    rest = {"tile_source": tile_source, "acquisition_date": acquired}
+    return _v1_json(labels, epsg, ulx, uly, "lry", rest)
 
 
 def s1_json(labels: tuple[str, ...], *, epsg: int, ulx: int, uly: int, s2_patch: str,
@@ -297,12 +291,20 @@ def s1_json(labels: tuple[str, ...], *, epsg: int, ulx: int, uly: int, s2_patch:
     bytes
         The whole file.
     """
-    document = {
-        "labels": list(labels),
-        "coordinates": {"ulx": ulx, "uly": uly, "lrx": ulx + 1200, "lly": uly - 1200},
-        "projection": utm_wkt(epsg),
+    rest = {
         "corresponding_s2_patch": s2_patch,
         "scene_source": scene_source,
         "acquisition_time": acquired,
+    }
+    return _v1_json(labels, epsg, ulx, uly, "lly", rest)
+
+
+def _v1_json(labels: tuple[str, ...], epsg: int, ulx: int, uly: int, bottom: str,
+             rest: dict[str, str]) -> bytes:  # fmt: skip
+    document = {
+        "labels": list(labels),
+        "coordinates": {"ulx": ulx, "uly": uly, "lrx": ulx + 1200, bottom: uly - 1200},
+        "projection": utm_wkt(epsg),
+        **rest,
     }
     return json.dumps(document).encode()
