@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 from collections import Counter
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from bigearth_cube.archive.synthetic.landcover import (
     labels_of,
 )
 from bigearth_cube.archive.synthetic.materials import MATERIALS, RECIPES
+from bigearth_cube.archive.synthetic.places import invent_places
 from bigearth_cube.archive.synthetic.plan import SCHEMA, PlannedPatch
 from bigearth_cube.archive.synthetic.textures import FIELDS, PATTERNS, canvases, window
 from bigearth_cube.archive.synthetic.write import draw_patch, plan_patches
@@ -41,6 +43,7 @@ from bigearth_cube.nomenclature import (
     COUNTRIES,
     NAMES_19,
     NAMES_43,
+    PATCHES_PER_SIDE,
     S1_GROUP,
     S2_BANDS,
     S2_GROUPS,
@@ -50,6 +53,7 @@ from bigearth_cube.nomenclature import (
     patch_origin,
     reben_split,
     season_of,
+    tiles,
 )
 
 REAL_RATIO_10M = 1.74
@@ -211,7 +215,7 @@ def test_no_pixel_is_nodata(thousand: tuple[Archive, list[PlannedPatch], list[Pa
         assert np.isfinite(_s1(patch)).all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     codes=st.sets(st.sampled_from([c.code for c in CLASSES_43]), min_size=1, max_size=12),
     seed=st.integers(0, 2**32 - 1),
@@ -278,6 +282,27 @@ def test_all_splits_of_v2_appear_in_their_shares_and_by_the_published_rule(n_pat
     assert counts["validation"] == pytest.approx(0.25 * n_patches, rel=0.15)
     assert counts["test"] == pytest.approx(0.25 * n_patches, rel=0.15)
     assert all(r.split == reben_split(r.col, r.row) for r in records)
+
+
+@pytest.mark.parametrize("archive", ["v1", "v2"])
+@pytest.mark.parametrize("load", [0.8, 1.0])
+def test_an_acquisition_can_be_filled_to_its_last_cell(archive: Archive, load: float) -> None:
+    rng = np.random.default_rng(0)
+    n_cells = PATCHES_PER_SIDE**2
+    wanted = round(load * n_cells)
+    places = islice(invent_places(rng, archive, wanted, tiles()[:1]), wanted)
+    cells = [(col, row) for _, col, row in places]
+    assert len(set(cells)) == len(cells) == wanted
+    assert all(0 <= index < PATCHES_PER_SIDE for cell in cells for index in cell)
+    if archive == "v2":  # its splits have 49, 25.5 and 25.5 % of the cells
+        counts = Counter(reben_split(*cell) for cell in cells)
+        assert counts["train"] == pytest.approx(0.5 * wanted, rel=0.05)
+        assert counts["test"] == pytest.approx(0.25 * wanted, rel=0.05)
+
+
+def test_more_patches_than_the_acquisitions_hold_are_refused() -> None:
+    with pytest.raises(InvalidInputError, match="115 acquisitions of v2 can hold 952,315"):
+        plan_patches("v2", 952_316, seed=0)
 
 
 def test_full_blocks_of_v1_hold_two_train_one_validation_one_test() -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -14,10 +15,10 @@ import pyarrow.parquet as pq
 
 from bigearth_cube.archive.base import PatchRecord
 from bigearth_cube.archive.synthetic.landcover import choose_codes, choose_labels, labels_of
+from bigearth_cube.archive.synthetic.places import COUNTRY_OF, invent_places
 from bigearth_cube.errors import InvalidInputError
 from bigearth_cube.nomenclature import (
     NAMES_19,
-    PATCHES_PER_SIDE,
     SPLITS,
     Archive,
     Tile,
@@ -26,9 +27,6 @@ from bigearth_cube.nomenclature import (
     reben_split,
     tiles,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 SCHEMA: Final = pa.schema(
     [
@@ -44,34 +42,12 @@ SCHEMA: Final = pa.schema(
 )
 """Columns of the official v2 parquets."""
 
-# fmt: off
-_SQUARES: Final = {
-    "Austria": "33TWM 33TWN 33TXN 33UUP 33UWP 33UWQ 33UXP 33UXQ",
-    "Belgium": "31UER 31UGS",
-    "Finland": "34VDM 34VDN 34VDR 34VER 34WFS 34WFT 34WFU 34WFV 35VLG 35VLJ 35VNH 35VNJ 35VNK "
-               "35VNL 35VPH 35VPJ 35VPK 35WPN 35WPP 35WPR 36VVQ 36VVR",
-    "Ireland": "29UNB 29UPA 29UPB 29UPU 29UPV",
-    "Kosovo": "34TEN",
-    "Lithuania": "34UDG 34UEG 35ULA 35ULB 35UMA 35UMB 35VLC",
-    "Luxembourg": "31UGR",
-    "Portugal": "29SNB 29SNC 29SND",
-    "Serbia": "34TCR 34TCS 34TEP 34TEQ 34TFN 34TFQ",
-    "Switzerland": "32TMT",
-}
-# fmt: on
-COUNTRY_OF: Final = {square: c for c, squares in _SQUARES.items() for square in squares.split()}
-"""Country that holds most patches of each MGRS square (v2 list); 34TEN is shared with Serbia."""
-
-_SPLIT_CYCLE: Final = ("train", "validation", "train", "test")
 _SNOW_MONTHS: Final = frozenset((11, 12, 1, 2, 3, 4, 5))
 _SNOW_COUNTRIES: Final = frozenset(("Austria", "Finland", "Kosovo", "Lithuania", "Serbia"))
 _SNOW_SHARE: Final = 0.022
 _CLOUD_SHARE: Final = 0.011
 """Shares of flagged patches. The real archives flag 11 % and 1.6 %, most of them dusted; these
 lie under bright snow and cloud, and fewer of them give the published standard deviations."""
-_REVISIT_SHARE: Final = 0.5
-"""How often a block goes where another date of the square already has one; 54 % of the places
-of v2 have more than one date."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,56 +134,6 @@ def _s1_scene(seed: int, tile: Tile) -> str:
     return f"S1{'AB'[rng.integers(2)]}_IW_GRDH_1SDV_{when:%Y%m%dT%H%M%S}"
 
 
-def _spread_acquisitions(
-    rng: np.random.Generator, archive: Archive, n_blocks: int
-) -> list[tuple[Tile, bool]]:
-    """Choose an acquisition for each block so that countries and seasons keep their shares."""
-    pool = [(t, t.n_v1 if archive == "v1" else t.n_v2) for t in tiles()]
-    pool = [(t, n) for t, n in pool if n]
-    pool.sort(key=lambda entry: (COUNTRY_OF[entry[0].mgrs], entry[0].acquired.month))
-    edges = np.cumsum([n for _, n in pool])
-    points = (np.arange(n_blocks) + rng.random()) / n_blocks * edges[-1]
-    chosen = [pool[int(i)][0] for i in np.searchsorted(edges, points, side="right")]
-    revisits = rng.random(n_blocks) < _REVISIT_SHARE
-    return [(chosen[i], bool(revisits[i])) for i in rng.permutation(n_blocks)]
-
-
-def _block_side(archive: Archive, n_patches: int) -> int:
-    """Side of the blocks patches come in: 4, fewer where 16 blocks would not fit."""
-    side = int(np.clip(np.sqrt(n_patches / 16), 1, 4))
-    return max(2, side - side % 2) if archive == "v1" else side
-
-
-def _cells(corner: tuple[int, int], side: int) -> list[tuple[int, int]]:
-    return [(corner[0] + i, corner[1] + j) for i in range(side) for j in range(side)]
-
-
-def _invent_places(
-    rng: np.random.Generator, archive: Archive, n_patches: int
-) -> Iterator[tuple[Tile, int, int]]:
-    """Blocks of neighboring patches, in v2 each within one split."""
-    side = _block_side(archive, n_patches)
-    n_blocks = -(-n_patches // side**2)
-    taken: set[tuple[str, int, int]] = set()
-    corners: dict[tuple[str, str], list[tuple[int, int]]] = {}
-    for b, (tile, revisit) in enumerate(_spread_acquisitions(rng, archive, n_blocks)):
-        wanted = _SPLIT_CYCLE[b % 4] if archive == "v2" else ""
-        known = corners.setdefault((tile.mgrs, wanted), [])
-        tries = list(known) if revisit else []
-        while True:
-            drawn = rng.integers(0, PATCHES_PER_SIDE - side, 2, endpoint=True)
-            corner = tries.pop() if tries else (int(drawn[0]), int(drawn[1]))
-            if archive == "v1":  # its splits are dealt within aligned blocks of 2 x 2
-                corner = (corner[0] - corner[0] % 2, corner[1] - corner[1] % 2)
-            cells = _cells(corner, side)
-            fits = not wanted or all(reben_split(*cell) == wanted for cell in cells)
-            if fits and not any((tile.product, *cell) in taken for cell in cells):
-                break
-        known.append(corner)
-        taken.update((tile.product, *cell) for cell in cells)
-        yield from ((tile, *cell) for cell in cells)
-
-
 def _v1_split(seed: int, product: str, col: int, row: int) -> str:
     """Deal each aligned 2 x 2 block of an acquisition 2 train, 1 validation, 1 test."""
     order = _rng(seed, 6, f"{product} {col // 2} {row // 2}").permutation(4)
@@ -230,14 +156,20 @@ def invent(archive: Archive, n_patches: int, seed: int) -> list[PlannedPatch]:
     -------
     list of PlannedPatch
         Sorted by name.
+
+    Raises
+    ------
+    InvalidInputError
+        If the acquisitions can hold fewer.
     """
     rng = np.random.default_rng([seed, 0])
     times = v1_times(tiles())
-    planned: list[PlannedPatch] = []
-    for tile, col, row in _invent_places(rng, archive, n_patches):
-        if len(planned) == n_patches:
-            break
-        planned.append(_invent_patch(archive, seed, tile, col, row, times[tile.product]))
+    acquisitions = [tile for tile in tiles() if (tile.n_v1 if archive == "v1" else tile.n_v2)]
+    places = itertools.islice(invent_places(rng, archive, n_patches, acquisitions), n_patches)
+    planned = [
+        _invent_patch(archive, seed, tile, col, row, times[tile.product])
+        for tile, col, row in places
+    ]
     planned.sort(key=lambda patch: patch.record.id)
     return _flag(rng, archive, planned)
 

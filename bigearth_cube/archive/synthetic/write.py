@@ -305,8 +305,8 @@ def write_archive(
     Raises
     ------
     InvalidInputError
-        If the folder is not empty, the number is below 1, or the metadata are not what they
-        should be. Nothing has been written then.
+        If the folder is not empty, the number is below 1 or above what the archive's acquisitions
+        can hold, or the metadata are not what they should be. Nothing has been written then.
 
     Examples
     --------
