@@ -181,6 +181,8 @@ class BigEarthNetCatalog(YAMLFileCatalog):  # type: ignore[misc]  # intake has n
         As for ``open_cube``; passed on to every source.
     release
         Name of a release; the newest if None.
+    **kwargs
+        What intake gives every catalog, such as ``name`` and ``metadata``.
     """
 
     def __init__(

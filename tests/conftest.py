@@ -11,10 +11,15 @@ from pathlib import Path
 import botocore.session
 import distributed
 import pytest
+from hypothesis import settings
 
 from bigearth_cube.cube import Cube, open_cube
 from bigearth_cube.ingest import ingest
 from tests.sources import MemorySource
+
+# How long an example takes says more of the machine than of the code.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

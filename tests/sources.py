@@ -1,9 +1,9 @@
-"""An archive that lies in memory: any number of small, known patches, and faults on demand."""
+"""Archives that lie in memory: any number of small, known patches, and faults on demand."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,9 +11,18 @@ import numpy as np
 
 from bigearth_cube.archive import Patch, PatchRecord, SetAside
 from bigearth_cube.errors import MalformedPatchError
-from bigearth_cube.nomenclature import GROUPS, NAMES_19, Archive, patch_origin, reben_split
+from bigearth_cube.nomenclature import (
+    GROUPS,
+    NAMES_19,
+    S2_GROUPS,
+    Archive,
+    patch_origin,
+    reben_split,
+)
 
 _STRIDE = 5003  # a prime that does not divide 91 * 91
+_LEARNABLE_CLASSES = 4
+_LEARNABLE_SPLITS = ("train", "train", "validation", "test")
 TILE = "S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP"
 
 
@@ -80,6 +89,45 @@ class MemorySource:
 
     def absent(self) -> Sequence[str]:
         return self.lost
+
+
+@dataclass
+class LearnableSource(MemorySource):
+    """Patches of one to three of four classes, each a stripe of its own reflectance."""
+
+    with_views: bool = False
+
+    def records(self) -> Iterator[PatchRecord]:
+        for index, record in enumerate(super().records()):
+            yield replace(
+                record,
+                labels=tuple(NAMES_19[c] for c in _learnable_classes(index)),
+                split=_LEARNABLE_SPLITS[index % len(_LEARNABLE_SPLITS)],
+                flagged_snow=False,
+            )
+
+    def read(self, record: PatchRecord) -> Patch:
+        index = index_of(record.id)
+        classes = _learnable_classes(index)
+        rng = np.random.default_rng(index)
+        s2 = {}
+        for group in S2_GROUPS:
+            pixels = rng.normal(1000, 60, group.patch_shape)
+            for stripe, rows in zip(
+                classes, np.array_split(np.arange(group.size_px), len(classes)), strict=True
+            ):
+                spectrum = np.random.default_rng(1000 + stripe).uniform(
+                    0, 3000, group.patch_shape[0]
+                )
+                pixels[:, rows] += spectrum[:, None, None]
+            s2[group.path] = pixels.clip(1, 20_000).astype(np.uint16)
+        return Patch(s2)
+
+
+def _learnable_classes(index: int) -> list[int]:
+    rng = np.random.default_rng(10_000 + index)
+    n = int(rng.integers(1, 4))
+    return sorted(rng.choice(_LEARNABLE_CLASSES, n, replace=False).tolist())
 
 
 def place_of(index: int) -> tuple[int, int]:

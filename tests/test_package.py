@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import importlib
 import inspect
 import pkgutil
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 import bigearth_cube
+import training
 from bigearth_cube import errors
 
 SURFACE = {
@@ -38,9 +40,10 @@ SURFACE = {
 
 
 def modules() -> Iterator[ModuleType]:
-    yield bigearth_cube
-    for info in pkgutil.walk_packages(bigearth_cube.__path__, "bigearth_cube."):
-        yield importlib.import_module(info.name)
+    for package in (bigearth_cube, training):
+        yield package
+        for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            yield importlib.import_module(info.name)
 
 
 def test_the_public_surface_is_as_promised() -> None:
@@ -68,6 +71,7 @@ def documented() -> Iterator[tuple[str, Any]]:
             if inspect.isfunction(thing):
                 yield f"{module.__name__}.{name}", thing
             elif inspect.isclass(thing):
+                yield f"{module.__name__}.{name}", thing
                 for method_name, method in vars(thing).items():
                     if inspect.isfunction(method) and not method_name.startswith("_"):
                         yield f"{module.__name__}.{name}.{method_name}", method
@@ -88,10 +92,11 @@ def _section(doc: str, title: str) -> list[str]:
 def test_documented_errors_exist_and_documented_parameters_are_the_signature(name: str) -> None:
     function = FUNCTIONS[name]
     doc = inspect.cleandoc(function.__doc__ or "")
+    known = {**vars(builtins), **vars(errors), **vars(sys.modules[function.__module__])}
     for error in _section(doc, "Raises"):
-        builtin = getattr(__builtins__, error, None) or dict(vars(errors)).get(error)
-        assert inspect.isclass(builtin), f"{name} documents {error}, which does not exist"
-        assert issubclass(builtin, Exception)
+        kind = known.get(error)
+        assert inspect.isclass(kind), f"{name} documents {error}, which does not exist"
+        assert issubclass(kind, Exception)
     parameters = [
         part.strip().lstrip("*")
         for entry in _section(doc, "Parameters")

@@ -71,7 +71,7 @@ def test_every_chunk_decodes_to_the_pixels_it_was_made_of(profile: str, pixels: 
 
 
 @given(position=st.integers(0, 10**9), bit=st.integers(0, 7))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_a_flipped_bit_anywhere_in_a_shard_is_found(position: int, bit: int) -> None:
     layout, _ = small_layout()
     pixels = np.random.default_rng(1).integers(0, 5_000, (256, 2, 20, 20)).astype(np.uint16)
@@ -89,7 +89,7 @@ def test_a_flipped_bit_anywhere_in_a_shard_is_found(position: int, bit: int) -> 
 
 
 @given(n_bytes=st.integers(0, 2_000))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_truncated_chunk_is_found_with_or_without_checksum(n_bytes: int) -> None:
     layout, _ = small_layout()
     pixels = np.random.default_rng(2).integers(0, 5_000, (256, 2, 20, 20)).astype(np.uint16)

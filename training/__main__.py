@@ -42,9 +42,9 @@ def main(argv: list[str] | None = None) -> None:
             raise
         _fail(f'this needs {error.name}: pip install "bigearth-cube[demo]"', EXIT_WRONG)
     except (click.exceptions.Abort, KeyboardInterrupt):
-        _fail("interrupted; run the same command with --resume to go on", EXIT_INTERRUPTED)
-    except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
+        arguments = sys.argv[1:] if argv is None else argv
+        go_on = "; run the same command with --resume to go on" if "fit" in arguments[:1] else ""
+        _fail(f"interrupted{go_on}", EXIT_INTERRUPTED)
     except click.ClickException as error:
         error.show()
         sys.exit(EXIT_WRONG)

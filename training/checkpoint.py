@@ -39,8 +39,9 @@ class Checkpoint:
         ``"v1"`` or ``"v2"``.
     class_names
         Names of its outputs, in order.
-    cube_id, release, selection
-        Cube, release and digest of the selection it was trained on.
+    cube_id, release, selection, validation
+        Cube, release and digests of the selections it was trained and validated on; None without
+        validation.
     model
         State of the network.
     optimizer
@@ -64,6 +65,7 @@ class Checkpoint:
     optimizer: dict[str, Any] | None
     epoch: int
     threshold: float
+    validation: str | None = None
     best_epoch: int | None = None
     best_f1: float | None = None
 

@@ -1,15 +1,15 @@
 """Everything that decides what a training gives, in one frozen value.
 
 Two runs of the same config on the same selection, with the same number of threads on a CPU, end
-with the same weights. What does not change the result (engine, device, where the run is written)
-is an argument of ``fit`` instead.
+with the same weights. What does not change them (the engine, where the run is written) is an
+argument of ``fit`` instead, as is the device, whose sums round differently.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Final, Literal, get_args
 
 from bigearth_cube.errors import InvalidInputError
@@ -39,9 +39,14 @@ class Config:
         ``"constant"``, or ``"cosine"``: linear warm-up, then down to 0 along a cosine.
     warmup
         Share of all steps that warm up, 0 to 1; of ``"cosine"`` only.
-    batch_norm_momentum
-        Weight of a batch in the running statistics, above 0 to 1. The published .01 forgets the
-        initial statistics in some 500 steps, too slow for a run of a few hundred.
+    batch_norm_patches
+        Training patches on which batch norm's statistics are measured after each epoch, without
+        dropout; 0 keeps the running averages of training. Dropout inflates those (Li et al.,
+        "Understanding the Disharmony between Dropout and Batch Normalization by Variance Shift",
+        2019), and at the published momentum they lag by some 500 steps.
+    prior_bias
+        Whether the output starts at the log-odds of each class among the training rows, after
+        Lin et al., "Focal Loss for Dense Object Detection" (2017); at even odds otherwise.
     augment
         Whether each patch is flipped and rotated at random (the eight symmetries of a square).
     tune_threshold
@@ -68,7 +73,8 @@ class Config:
     weight_decay: float = 0.0
     schedule: Schedule = "constant"
     warmup: float = 0.0
-    batch_norm_momentum: float = 0.01
+    batch_norm_patches: int = 0
+    prior_bias: bool = False
     augment: bool = False
     tune_threshold: bool = False
     precision: Precision = "float32"
@@ -93,9 +99,9 @@ class Config:
             )
         if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
             raise InvalidInputError(f"learning rate {self.learning_rate}; expected above 0")
-        if not 0 < self.batch_norm_momentum <= 1:
+        if self.batch_norm_patches < 0:
             raise InvalidInputError(
-                f"batch norm momentum {self.batch_norm_momentum}; expected above 0, at most 1"
+                f"batch norm measured on {self.batch_norm_patches} patches; expected 0 or more"
             )
         if not 0 <= self.warmup <= 1 or self.weight_decay < 0 or self.seed < 0:
             raise InvalidInputError(
@@ -136,16 +142,18 @@ class Config:
         Raises
         ------
         InvalidInputError
-            If a field is unknown or missing: another version of the package wrote it.
+            If a field is unknown, or missing without a default: another version of the package
+            wrote it.
         """
         values: dict[str, Any] = json.loads(text)
-        known = {field.name for field in fields(cls)}
-        odd = sorted(known ^ set(values))
-        if odd:
-            raise InvalidInputError(
-                f"config field {odd[0]!r} is {'missing' if odd[0] in known else 'unknown'}; "
-                f"another version of this package wrote it"
-            )
+        known = {field.name: field.default is MISSING for field in fields(cls)}
+        unknown = sorted(set(values) - set(known))
+        missing = sorted(name for name, needed in known.items() if needed and name not in values)
+        for what, names in (("unknown", unknown), ("missing", missing)):
+            if names:
+                raise InvalidInputError(
+                    f"config field {names[0]!r} is {what}; another version of this package wrote it"
+                )
         return cls(**values)
 
     def differences(self, other: Config) -> list[str]:

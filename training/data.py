@@ -8,7 +8,7 @@ Axes: B row of a batch, C band or class, Y and X pixel.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -113,7 +113,7 @@ def evaluation_loader(
 
 def tensor_batches(
     loader: BatchLoader, epoch: int, device: torch.device, *, augment: bool = False
-) -> Iterator[TensorBatch]:
+) -> Generator[TensorBatch]:
     """Hand over an epoch, batch by batch.
 
     On a CPU the tensors lie on the loader's own buffers: nothing is copied, and nothing outlives

@@ -11,7 +11,9 @@ import logging
 import math
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 
 import numpy as np
 import torch
@@ -20,20 +22,22 @@ from torch.nn import functional as F  # noqa: N812
 
 from bigearth_cube.cube import Cube
 from bigearth_cube.errors import BigEarthCubeError, InvalidInputError
+from bigearth_cube.loader.batches import BatchLoader
 from bigearth_cube.search import Selection
 from bigearth_cube.storage import Storage, StorageOptions
 from training.checkpoint import BEST, LAST, Checkpoint, arranged, load, save
-from training.config import Config
+from training.config import Config, Precision
 from training.data import (
     Engine,
+    TensorBatch,
     autocast,
     default_device,
     evaluation_loader,
     tensor_batches,
     training_loader,
 )
-from training.models import build
-from training.models.layers import set_batch_norm_momentum
+from training.models import Network, build
+from training.models.layers import measuring_batch_norm, set_prior_bias
 from training.predict import predict
 
 logger = logging.getLogger(__name__)
@@ -170,9 +174,7 @@ def fit(
     device = device or default_device()
     class_names = cube.class_names(config.labels)
     torch.manual_seed(config.seed)
-    model = build(config.model, len(class_names), cube.archive).to(device)
-    set_batch_norm_momentum(model, config.batch_norm_momentum)
-    model = arranged(model, config)
+    model = arranged(build(config.model, len(class_names), cube.archive).to(device), config)
     optimizer = torch.optim.AdamW(
         model.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True
     )  # without weight decay AdamW is Adam
@@ -184,6 +186,7 @@ def fit(
         cube_id=cube.id,
         release=cube.release.name,
         selection=train.digest,
+        validation=None if validation is None else validation.digest,
         model={},
         optimizer=None,
         epoch=0,
@@ -198,16 +201,20 @@ def fit(
         model.load_state_dict(state.model)
         assert state.optimizer is not None
         optimizer.load_state_dict(state.optimizer)
+        state = replace(state, model={}, optimizer=None)  # 260 MB that nobody needs twice
     if state.epoch >= config.epochs:
         return Run(folder.url, history, state.best_epoch, state.best_f1, state.threshold)
 
     groups = model.groups
-    with training_loader(cube, train, config, groups, engine) as loader:
-        validation_loader = (
-            None
-            if validation is None
-            else evaluation_loader(cube, validation, groups, config.labels, engine)
-        )
+    with ExitStack() as loaders:
+        loader = loaders.enter_context(training_loader(cube, train, config, groups, engine))
+        validation_loader = None
+        if validation is not None:
+            validation_loader = loaders.enter_context(
+                evaluation_loader(cube, validation, groups, config.labels, engine)
+            )
+        if config.prior_bias and not state.epoch:
+            set_prior_bias(model, cube.labels(config.labels, train.rows))
         n_steps = config.epochs * loader.n_batches
         best_model = None  # weights of a best epoch that is not yet saved
         last_save = time.monotonic()
@@ -225,19 +232,16 @@ def fit(
                 rate = config.learning_rate_at(step, n_steps)
                 for parameters in optimizer.param_groups:
                     parameters["lr"] = rate
-                with autocast(config.precision, device):
-                    logits_BC = model(batch.images)
-                loss = F.binary_cross_entropy_with_logits(logits_BC.float(), batch.labels_BC)
-                if not math.isfinite(loss.item()):
+                loss = train_step(model, optimizer, batch, config.precision)
+                if not math.isfinite(loss):
                     raise _non_finite(folder, cube, epoch, step, batch.rows)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-                total_loss += loss.item() * len(batch.rows)
+                total_loss += loss * len(batch.rows)
                 if progress and bar is not None:
                     progress.advance(bar, len(batch.rows))
             train_s = time.monotonic() - began
             wait_share = (loader.counters.wait_s - waited) / train_s
+            if config.batch_norm_patches:
+                _measure_batch_norm(model, loader, epoch, config, device)
 
             validation_loss, f1, threshold = None, None, 0.5
             if validation_loader is not None:
@@ -269,20 +273,46 @@ def fit(
 
             if epoch + 1 == config.epochs or time.monotonic() - last_save >= save_every_s:
                 if best_model is not None:
-                    save(replace(state, model=best_model), folder, BEST)
+                    best_epoch = state.best_epoch or state.epoch
+                    save(replace(state, model=best_model, epoch=best_epoch), folder, BEST)
                 _write_history(folder, history)
                 now = replace(state, model=model.state_dict(), optimizer=optimizer.state_dict())
                 save(now, folder, LAST)
                 best_model, last_save = None, time.monotonic()
-        if validation_loader is not None:
-            validation_loader.close()
     return Run(folder.url, history, state.best_epoch, state.best_f1, state.threshold)
+
+
+def train_step(
+    model: Network, optimizer: torch.optim.Optimizer, batch: TensorBatch, precision: Precision
+) -> float:
+    """Learn from one batch; returns its loss, from which nothing is learned if it is not finite."""
+    with autocast(precision, batch.labels_BC.device):
+        logits_BC = model(batch.images)
+    loss = F.binary_cross_entropy_with_logits(logits_BC.float(), batch.labels_BC)
+    value = loss.item()
+    if math.isfinite(value):
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return value
+
+
+@torch.no_grad()
+def _measure_batch_norm(
+    model: Network, loader: BatchLoader, epoch: int, config: Config, device: torch.device
+) -> None:
+    """Measure on the first patches of the epoch's own order: resumed runs see the same."""
+    n_batches = math.ceil(config.batch_norm_patches / loader.spec.batch_size)
+    with closing(tensor_batches(loader, epoch, device)) as batches, measuring_batch_norm(model):
+        for batch in islice(batches, n_batches):
+            with autocast(config.precision, device):
+                model(batch.images)
 
 
 def _same_run(found: Checkpoint, wanted: Checkpoint) -> Checkpoint:
     """Return the checkpoint to go on from, if it is of the run that was asked for."""
     differences = found.config.differences(wanted.config)
-    for name in ("cube_id", "release", "selection"):
+    for name in ("cube_id", "release", "selection", "validation"):
         if getattr(found, name) != getattr(wanted, name):
             differences.append(f"{name} {getattr(found, name)!r} / {getattr(wanted, name)!r}")
     if differences:

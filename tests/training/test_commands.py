@@ -9,7 +9,9 @@ import click
 import pytest
 
 from bigearth_cube.cube import open_cube
+from bigearth_cube.ingest import ingest
 from bigearth_cube.storage import Storage
+from tests.sources import LearnableSource
 from training.__main__ import cli, main
 from training.checkpoint import load
 
@@ -101,7 +103,7 @@ def test_embed_writes_into_the_cube(
             "unknown recipe 'resnet50'; choose one of: tb-cnn",
         ),
         (["fit", "CUBE", "--labels", "label_43"], "no labels 'label_43' here"),
-        (["fit", "CUBE", "--selection", "none.parquet"], "no"),
+        (["fit", "CUBE", "--selection", "none.parquet"], "none.parquet"),
         (
             ["fit", "CUBE", "--scheduler", "tcp://127.0.0.1:1"],
             "no Dask scheduler answers at tcp://127.0.0.1:1",
@@ -122,8 +124,6 @@ def test_wrong_input_is_one_line_and_exit_2(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    if "--scheduler" in arguments:
-        monkeypatch.setenv("DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT", "1s")
     assert exit_code(*(learnable_url if a == "CUBE" else a for a in arguments)) == 2
     told = capsys.readouterr()
     assert told.out == ""
@@ -132,14 +132,38 @@ def test_wrong_input_is_one_line_and_exit_2(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_split_without_patches_is_said_so(
+def test_nothing_to_train_on_is_said_so(
     tmp_path: Path, learnable_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cube = open_cube(learnable_url)
     empty = str(tmp_path / "empty.parquet")
     cube.search(ids=[]).save(empty)
     assert exit_code("fit", learnable_url, "--selection", empty, "--out", str(tmp_path / "r")) == 2
-    assert "empty" in capsys.readouterr().err
+    assert "the selection is empty" in capsys.readouterr().err
+    two_of_train = str(tmp_path / "cube")
+    ingest(LearnableSource(2), two_of_train, workers=1)
+    assert exit_code("fit", two_of_train, "--out", str(tmp_path / "r")) == 2
+    assert "is in split 'validation'; choose another, or 'all'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("command", "advice"), [("fit", "--resume"), ("embed", "")])
+def test_ctrl_c_exits_130_with_advice_that_holds(
+    command: str,
+    advice: str,
+    run_url: str,
+    learnable_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("training.__main__._open", interrupt)
+    options = {"fit": (), "embed": ("--checkpoint", run_url)}[command]
+    assert exit_code(command, learnable_url, *options) == 130
+    told = capsys.readouterr().err
+    assert "interrupted" in told
+    assert ("--resume" in told) == bool(advice)
 
 
 def test_a_damaged_checkpoint_exits_1_and_is_named(

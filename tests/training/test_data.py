@@ -50,6 +50,34 @@ def test_a_last_batch_of_one_row_joins_the_batch_before(
         assert loader.n_batches == len(sizes)
 
 
+def test_a_patch_is_turned_alike_in_every_group(learnable: Cube) -> None:
+    config = recipe("tb-cnn-small", "label_19", batch_size=16)
+    train = learnable.search(split="train")
+    with training_loader(learnable, train, config, TBCNN.groups, "threads") as loader:
+        plain = {
+            int(row): {g: x[i].clone() for g, x in batch.images.items()}
+            for batch in tensor_batches(loader, 0, CPU)
+            for i, row in enumerate(batch.rows)
+        }
+        torch.manual_seed(0)
+        used = set()
+        for batch in tensor_batches(loader, 0, CPU, augment=True):
+            for i, row in enumerate(batch.rows):
+                fitting = [
+                    symmetry
+                    for symmetry in range(8)
+                    if all(
+                        torch.equal(
+                            transformed(plain[int(row)][g][None], torch.tensor([symmetry]))[0], x[i]
+                        )
+                        for g, x in batch.images.items()
+                    )
+                ]
+                assert len(fitting) == 1
+                used.add(fitting[0])
+    assert used == set(range(8))
+
+
 def test_a_selection_that_batch_norm_cannot_train_on_is_refused(learnable: Cube) -> None:
     small = recipe("tb-cnn-small", "label_19")
     with pytest.raises(InvalidInputError, match="selection of one row"):

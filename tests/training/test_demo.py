@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from bigearth_cube.storage import Storage
 from training import demo
 from training.demo import run_demo
 from training.recipes import recipe
@@ -34,6 +35,24 @@ def test_the_demo_leaves_pictures_and_a_table_that_says_what_is_published(tmp_pa
     assert about["seconds"]["total"] >= about["seconds"]["train"] > 0
 
 
+def test_the_demo_runs_in_a_bucket_that_is_named_and_measures_the_machine(
+    tmp_path: Path,
+    bucket: str,
+    s3_options: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3_options["key"])
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3_options["secret"])
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_options["endpoint_url"])
+    monkeypatch.setattr(demo, "DEMO_S", 0.0)  # no time at all: the fewest epochs
+    lines: list[str] = []
+    run_demo(tmp_path, s3_url=bucket, n_patches=40, say=lines.append)
+    assert f"using {bucket}/demo-" in lines[0]
+    assert any("so 3 of the recipe's 9 epochs are trained" in line for line in lines)
+    keys = {key.split("/", 1)[1] for key, _ in Storage(bucket, s3_options).list()}
+    assert {"cube/cube.zarr/zarr.json", "cube/intake.yaml", "runs/tb-cnn-small/best.pt"} <= keys
+
+
 def test_a_slow_machine_trains_fewer_epochs_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     config = recipe("tb-cnn-small", "label_19")
     told: list[str] = []
@@ -45,3 +64,16 @@ def test_a_slow_machine_trains_fewer_epochs_and_says_so(monkeypatch: pytest.Monk
     assert 3 <= fewer.epochs < config.epochs
     assert f"so {fewer.epochs} of the recipe's {config.epochs} epochs" in told[0]
     assert demo._within(config, 3000, 2, 200.0, told.append).epochs == 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_demo_shows_learning(tmp_path: Path, seed: int) -> None:
+    *_, most_frequent, on_means, _, ours = run_demo(tmp_path, seed=seed)
+    assert most_frequent.model.startswith("most frequent")
+    assert on_means.model == "logistic regression, band means"
+    for baseline in (most_frequent, on_means):
+        assert ours.f1 is not None
+        assert baseline.f1 is not None
+        assert ours.f1 >= baseline.f1 + 0.15

@@ -25,9 +25,7 @@ from training.train import fit
 def checkpoint(learnable: Cube, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     """Two epochs of training: enough to be better than nothing."""
     out = str(tmp_path_factory.mktemp("run"))
-    config = recipe(
-        "tb-cnn-small", "label_19", batch_size=16, epochs=2, batch_norm_momentum=0.3, augment=False
-    )
+    config = recipe("tb-cnn-small", "label_19", batch_size=16, epochs=2, augment=False)
     fit(
         learnable,
         config,

@@ -72,7 +72,7 @@ def scored(draw: st.DrawFn) -> tuple[Scores, Labels]:
 
 
 @given(scored())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_every_metric_equals_scikit_learns_with_ties_and_empty_rows(
     scores_and_labels: tuple[Scores, Labels],
 ) -> None:
@@ -103,7 +103,7 @@ def test_one_class_alone_is_measured_by_threshold_and_by_precision() -> None:
 
 
 @given(scored(), st.integers(1, 5))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_batches_of_any_size_give_the_same_values(
     scores_and_labels: tuple[Scores, Labels], step: int
 ) -> None:
@@ -142,7 +142,7 @@ def test_per_class_values_average_to_the_macro_ones() -> None:
 
 
 @given(scored())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_no_threshold_beats_the_best_one(scores_and_labels: tuple[Scores, Labels]) -> None:
     scores, labels = scores_and_labels
     threshold, f1 = best_threshold(scores, labels)

@@ -1,5 +1,6 @@
 """Configs and recipes: whole, frozen, and refused where they make no sense."""
 
+import json
 from dataclasses import FrozenInstanceError
 
 import pytest
@@ -21,6 +22,8 @@ def test_tb_cnn_has_the_published_settings() -> None:
     )
     assert config.schedule == "constant"
     assert not config.augment
+    assert not config.prior_bias
+    assert not config.batch_norm_patches
     assert not config.tune_threshold
     assert not config.weight_decay
 
@@ -59,6 +62,7 @@ def test_a_run_of_zero_steps_is_refused(field: str) -> None:
     [
         ("learning_rate", 0.0),
         ("learning_rate", float("nan")),
+        ("batch_norm_patches", -1),
         ("warmup", 1.5),
         ("schedule", "step"),
         ("precision", "float16"),
@@ -77,6 +81,20 @@ def test_an_unknown_recipe_or_field_is_named() -> None:
         recipe("resnet50", "label_19")
     with pytest.raises(InvalidInputError, match="field 'colour' is unknown"):
         Config.from_json(recipe("tb-cnn", "label_19").to_json().replace('"seed"', '"colour"'))
+    with pytest.raises(InvalidInputError, match="field 'batch_size' is missing"):
+        Config.from_json('{"recipe": "tb-cnn", "model": "tb-cnn", "labels": "label_19"}')
+
+
+def test_a_config_written_before_a_field_was_there_reads_as_what_was_done_then() -> None:
+    old = {
+        "recipe": "tb-cnn",
+        "model": "tb-cnn",
+        "labels": "label_19",
+        "batch_size": 1000,
+        "epochs": 100,
+        "learning_rate": 1e-3,
+    }
+    assert Config.from_json(json.dumps(old)) == recipe("tb-cnn", "label_19")
 
 
 def test_differences_name_the_field_and_both_values() -> None:

@@ -2,9 +2,11 @@
 
 import json
 import math
+import threading
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,17 +16,25 @@ from bigearth_cube.storage import Storage
 from training import train as training_loop
 from training.checkpoint import load
 from training.config import Config
+from training.data import autocast, training_loader
+from training.models import Network
+from training.predict import Predictions
 from training.recipes import recipe
 from training.train import METRICS, NON_FINITE, EpochLine, NonFiniteLossError, Run, fit
 
 
 def small(**overrides: object) -> Config:
-    values = {"batch_size": 24, "epochs": 2, "batch_norm_momentum": 0.3, **overrides}
+    values = {"batch_size": 24, "epochs": 2, **overrides}
     return recipe("tb-cnn-small", "label_19", **values)
 
 
 def run(cube: Cube, out: str, config: Config, **arguments: object) -> Run:
-    values = {"save_every_s": 0.0, "validation": cube.search(split="validation"), **arguments}
+    values = {
+        "save_every_s": 0.0,
+        "validation": cube.search(split="validation"),
+        "device": torch.device("cpu"),
+        **arguments,
+    }
     return fit(cube, config, train=cube.search(split="train"), out=out, **values)  # type: ignore[arg-type]
 
 
@@ -32,13 +42,13 @@ class StoppedError(Exception):
     """Stands for a kill between two epochs."""
 
 
-def stop_after(n_epochs: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the process end right after the last checkpoint of an epoch was written."""
+def stop_after(n_epochs: int, written: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the process end right after a checkpoint of an epoch was written."""
     save = training_loop.save
 
     def save_and_stop(checkpoint: training_loop.Checkpoint, storage: Storage, key: str) -> None:
         save(checkpoint, storage, key)
-        if key == "last.pt" and checkpoint.epoch == n_epochs:
+        if key == written and checkpoint.epoch == n_epochs:
             raise StoppedError
 
     monkeypatch.setattr(training_loop, "save", save_and_stop)
@@ -75,16 +85,23 @@ def test_the_best_epoch_is_kept_with_its_threshold_and_provenance(
     assert best.optimizer is None
 
 
+@pytest.mark.parametrize(("epoch", "written"), [(1, "last.pt"), (1, "best.pt")])
 def test_a_stopped_run_resumes_to_the_same_weights_bit_for_bit(
-    finished: Run, learnable: Cube, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    epoch: int,
+    written: str,
+    finished: Run,
+    learnable: Cube,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out = str(tmp_path / "stopped")
     with monkeypatch.context() as patched:
-        stop_after(1, patched)
+        stop_after(epoch, written, patched)
         with pytest.raises(StoppedError):
             run(learnable, out, small())
     torch.manual_seed(12345)  # whatever the new process drew before
     resumed = run(learnable, out, small(), resume=True)
+    assert load(f"{out}/best.pt").optimizer is None
     for name in ("best.pt", "last.pt"):
         expected, found = load(f"{finished.url}/{name}"), load(f"{out}/{name}")
         assert found.epoch == expected.epoch
@@ -132,6 +149,70 @@ def test_a_damaged_checkpoint_is_refused_by_its_name(
     Storage(tmp_path).write("last.pt", bytes(data))
     with pytest.raises(CubeIntegrityError, match=r"last\.pt: the checkpoint is damaged"):
         run(learnable, str(tmp_path), small(), resume=True)
+
+
+def test_the_best_epoch_is_named_even_if_it_was_not_saved_at_once(
+    learnable: Cube, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([0.9, 0.2])  # the first epoch is the better one
+    monkeypatch.setattr(Predictions, "f1", lambda *_, **__: (0.4, next(scores)))
+    run(learnable, str(tmp_path), small(), save_every_s=1e9)
+    best = load(str(tmp_path))
+    assert (best.epoch, best.best_epoch, best.best_f1) == (1, 1, 0.9)
+    assert load(f"{tmp_path}/last.pt").epoch == 2
+
+
+def test_a_run_validated_on_other_rows_is_not_resumed(finished: Run, learnable: Cube) -> None:
+    for validation in (learnable.search(split="test"), None):
+        with pytest.raises(InvalidInputError, match="validation '"):
+            run(learnable, finished.url, small(), validation=validation, resume=True)
+
+
+def test_the_first_scores_are_how_frequent_each_class_is(
+    learnable: Cube, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    biases: list[torch.Tensor] = []
+
+    def first_step(model: Network, *_: object) -> float:
+        biases.append(model.head[-1].bias.detach().clone())  # type: ignore[index]
+        return math.nan  # ends the run
+
+    monkeypatch.setattr(training_loop, "train_step", first_step)
+    for prior_bias in (True, False):
+        with pytest.raises(NonFiniteLossError):
+            run(learnable, f"memory://runs/prior-{prior_bias}", small(prior_bias=prior_bias))
+    train = learnable.search(split="train")
+    share_C = learnable.labels("label_19", train.rows).mean(0)
+    np.testing.assert_allclose(biases[0].sigmoid(), share_C, atol=0.5 / len(train))
+    assert not biases[1].any()
+
+
+def test_batch_norm_is_measured_without_dropout_on_training_patches(
+    finished: Run, learnable: Cube
+) -> None:
+    """The statistics of the first norm are those of its input, as plain torch computes them."""
+    last = load(f"{finished.url}/last.pt")
+    network = last.network()
+    branch = network.branches[0]  # type: ignore[index]
+    normalize, (conv, norm) = branch[0], list(branch[1][0])[:2]
+    config = last.config
+    with training_loader(
+        learnable, learnable.search(split="train"), config, network.groups, "threads"
+    ) as loader:
+        batches = [batch.images["s2/r10m"].copy() for batch in loader.epoch(config.epochs - 1)]
+    with torch.no_grad(), autocast(config.precision, torch.device("cpu")):
+        inputs = [conv(normalize(torch.from_numpy(dn))).float() for dn in batches]
+    mean = torch.stack([x.mean((0, 2, 3)) for x in inputs]).mean(0)
+    variance = torch.stack([x.var((0, 2, 3)) for x in inputs]).mean(0)
+    torch.testing.assert_close(norm.running_mean, mean, rtol=0.02, atol=0.02)
+    torch.testing.assert_close(norm.running_var, variance, rtol=0.02, atol=0.02)
+
+
+def test_a_run_that_fails_leaves_no_thread_behind(learnable: Cube, tmp_path: Path) -> None:
+    config = small(learning_rate=1e30, schedule="constant", precision="float32", epochs=3)
+    with pytest.raises(NonFiniteLossError):
+        run(learnable, str(tmp_path), config)
+    assert [t.name for t in threading.enumerate() if t.name.startswith("bec-")] == []
 
 
 def test_without_validation_the_last_epoch_is_kept(learnable: Cube) -> None:

@@ -5,10 +5,13 @@ Axes: B row of a batch, C band (or channel inside a network), Y and X pixel, F f
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bigearth_cube.errors import InvalidInputError
@@ -28,7 +31,7 @@ class Network(nn.Module):
     n_features
         Length of what `features` gives.
     head
-        From features to logits.
+        From features to logits; it ends in a fully connected layer, an output a class.
     """
 
     groups: tuple[str, ...]
@@ -225,8 +228,38 @@ def dense(in_features: int, out_features: int) -> nn.Linear:
     return layer
 
 
-def set_batch_norm_momentum(network: nn.Module, momentum: float) -> None:
-    """Set the weight of a batch in the running statistics of every batch norm."""
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-            module.momentum = momentum
+@contextmanager
+def measuring_batch_norm(network: nn.Module) -> Iterator[None]:
+    """Measure the statistics of batch norm afresh, on what passes forward in the body.
+
+    All but batch norm is in evaluation mode there, so the statistics are those of a network that
+    drops nothing; each is the mean over the batches. The network is left in evaluation mode.
+    """
+    network.eval()
+    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # torch's word for the mean over all batches
+        norm.train()
+    yield
+    for norm in norms:
+        norm.momentum = BATCH_NORM_MOMENTUM
+        norm.eval()
+
+
+def set_prior_bias(network: Network, labels_NC: NDArray[np.uint8]) -> None:
+    """Start every output at the log-odds of its class, so that no step is spent on learning them.
+
+    Parameters
+    ----------
+    network
+        With C outputs.
+    labels_NC
+        Labels of the rows to train on, 0 or 1. Half a patch more is counted with and without each
+        class, so that one that is never there has finite odds.
+    """
+    *_, last = (module for module in network.head.modules() if isinstance(module, nn.Linear))
+    n_with_C = torch.from_numpy(labels_NC.sum(0, dtype=np.int64)) + 0.5
+    n_without_C = len(labels_NC) + 1 - n_with_C
+    with torch.no_grad():
+        last.bias.copy_(torch.log(n_with_C / n_without_C))
