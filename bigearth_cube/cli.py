@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bigearth_cube.errors import BigEarthCubeError, CubeIntegrityError
-from bigearth_cube.terminal import dask_client, progress_bars
+from bigearth_cube.terminal import dask_client, os_error_text, progress_bars
 
 EXIT_DAMAGED, EXIT_WRONG, EXIT_QUARANTINE, EXIT_INTERRUPTED = 1, 2, 3, 130
 EXIT_CODES = (
@@ -49,8 +49,7 @@ def main(argv: list[str] | None = None) -> None:
         error.show()
         sys.exit(EXIT_WRONG)
     except OSError as error:  # a folder that may not be written, a full disk
-        told = [str(part) for part in (error.filename, error.strerror) if part]
-        click.echo(f"bec: {': '.join(told) or error}", err=True)
+        click.echo(f"bec: {os_error_text(error)}", err=True)
         sys.exit(EXIT_WRONG)
 
 

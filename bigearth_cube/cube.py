@@ -182,13 +182,14 @@ class Cube:
         InvalidInputError
             If the query is malformed or names an unknown property.
         """
-        rows = searching.search(self._index, **query)
+        rows = searching.search(self.index, **query)
         return searching.Selection.of(
-            self._index, rows, cube_id=self.id, release=self.release.name, query=query
+            self.index, rows, cube_id=self.id, release=self.release.name, query=query
         )
 
     @functools.cached_property
-    def _index(self) -> ItemIndex:
+    def index(self) -> ItemIndex:
+        """Columns of the items table as search wants them, made once."""
         return ItemIndex(self.items)
 
     def column(self, path: str) -> NDArray[Any]:

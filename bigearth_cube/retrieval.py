@@ -116,7 +116,7 @@ def distances(
 
 def _chi2(block: NDArray[np.float64], query: NDArray[np.float32]) -> NDArray[np.float64]:
     if (block < 0).any() or (query < 0).any():
-        raise InvalidInputError("chi2 needs features that are never negative; pass metric='cosine'")
+        raise InvalidInputError("chi2 needs features that are never negative; take metric 'cosine'")
     total = block + query
     # Where both are 0 they do not differ.
     terms = np.divide((block - query) ** 2, total, out=np.zeros_like(block), where=total > 0)

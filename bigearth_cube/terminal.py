@@ -68,3 +68,9 @@ def dask_client(address: str, *, timeout_s: float = 10) -> Iterator[Any]:
         raise StorageError(f"no Dask scheduler answers at {address}: {reason}") from None
     with client:
         yield client
+
+
+def os_error_text(error: OSError) -> str:
+    """Say in one line what the file system refused, and where."""
+    told = [str(part) for part in (error.filename, error.strerror) if part]
+    return ": ".join(told) or str(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import threading
 import time
@@ -248,6 +249,13 @@ def test_a_selection_of_another_cube_or_an_empty_one_is_refused(
         BatchLoader(cube, foreign, batch_size=8)
     with pytest.raises(InvalidInputError, match="selection is empty"):
         BatchLoader(cube, cube.search(ids=["none"]), batch_size=8)
+
+
+def test_a_selection_whose_rows_hold_other_patches_is_refused(cube: Cube) -> None:
+    right = cube.search(split="train")
+    changed = dataclasses.replace(right, rows=right.rows + 1)
+    with pytest.raises(InvalidInputError, match=r"row 1 is .* in the cube and .* search again"):
+        BatchLoader(cube, changed, batch_size=8)
 
 
 def test_memory_is_the_pool_and_not_the_selection() -> None:

@@ -49,7 +49,7 @@ def test_neighbors_are_those_of_a_plain_scan(embedded: Cube) -> None:
 
 def test_chi2_refuses_negative_features_and_cosine_takes_them(embedded: Cube) -> None:
     patch_id = embedded.items["id"][0].as_py()
-    with pytest.raises(InvalidInputError, match="metric='cosine'"):
+    with pytest.raises(InvalidInputError, match="take metric 'cosine'"):
         neighbors(embedded, patch_id, model="signed")
     found = neighbors(embedded, patch_id, model="signed", metric="cosine", k=3)
     assert [n.score for n in found] == sorted(n.score for n in found)

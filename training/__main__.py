@@ -18,7 +18,7 @@ import click
 
 from bigearth_cube.errors import BigEarthCubeError, InvalidInputError, NotFoundError, StorageError
 from bigearth_cube.nomenclature import NOMENCLATURES, SPLITS
-from bigearth_cube.terminal import dask_client, progress_bars
+from bigearth_cube.terminal import dask_client, os_error_text, progress_bars
 
 if TYPE_CHECKING:
     from bigearth_cube.cube import Cube
@@ -48,6 +48,8 @@ def main(argv: list[str] | None = None) -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(EXIT_WRONG)
+    except OSError as error:  # a folder that may not be written, a full disk
+        _fail(os_error_text(error), EXIT_WRONG)
 
 
 def _fail(message: str, code: int) -> None:

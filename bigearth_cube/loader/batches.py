@@ -90,8 +90,9 @@ class BatchLoader:
     Raises
     ------
     InvalidInputError
-        If the selection is of another cube or release, is empty, has rows without the labels
-        asked for, or an argument is out of range.
+        If the selection is of another cube or release, or names other patches than its rows
+        hold; if it is empty or has rows without the labels asked for; or if an argument is out
+        of range.
 
     Notes
     -----
@@ -259,7 +260,7 @@ def _selected_rows(cube: Cube, selection: Selection | None) -> NDArray[np.int64]
         )
     if not len(selection.rows):
         raise InvalidInputError("the selection is empty; widen the query")
-    return np.asarray(selection.rows, np.int64)
+    return selection.rows_in(cube.index)
 
 
 class _Arena:
