@@ -131,7 +131,7 @@ def look_alikes(
 ) -> None:
     """Draw a query and its neighbors, nearest first, as PNG; labels they share are green."""
     patches = [query, *ranks]
-    figure = Figure(figsize=(len(patches) * 2.6, 4.2), layout="constrained")
+    figure = Figure(figsize=(len(patches) * 2.6, 4.7), layout="constrained")
     figure.suptitle(title, color=INK)
     axes = figure.subplots(1, len(patches), squeeze=False).ravel()
     pictures = stretched(np.stack([patch.dn_YXC for patch in patches]))
@@ -154,7 +154,7 @@ def _colored(true: Sequence[str], predicted: Sequence[str]) -> list[tuple[str, s
 
 def _picture(axis: Axes, picture_YXC: NDArray[np.float64], title: str) -> None:
     axis.imshow(picture_YXC, interpolation="nearest")
-    axis.set(xticks=[], yticks=[])
+    axis.set(xticks=[], yticks=[], anchor="N")
     axis.set_title(title, fontsize=9, color=INK)
     for spine in axis.spines.values():
         spine.set_color(FAINT)
