@@ -136,6 +136,11 @@ def synth(
 @click.option("--workers", type=click.IntRange(min=1), help="Dask workers here; one a core.")
 @click.option("--scheduler", metavar="ADDRESS", help="Dask scheduler to run on instead.")
 @click.option(
+    "--metadata-only",
+    is_flag=True,
+    help="Make a cube of the v2 parquets alone: all items and labels, no pixels.",
+)
+@click.option(
     "--require-complete", is_flag=True, help="Refuse a source that lacks patches of its own lists."
 )
 @click.option("--break-lock", is_flag=True, help="Take the cube over from a dead run.")
@@ -148,6 +153,7 @@ def ingest(
     profile: str,
     workers: int | None,
     scheduler: str | None,
+    metadata_only: bool,
     require_complete: bool,
     break_lock: bool,
     as_json: bool,
@@ -158,8 +164,9 @@ def ingest(
     v1 lists. Exits with 3 if patches had to be put into quarantine.
 
     \b
-    Example:
+    Examples:
       bec ingest BigEarthNet-S2/ BigEarthNet-S1/ metadata.parquet s3://bucket/bigearthnet-v2
+      bec ingest --metadata-only metadata.parquet s3://bucket/bigearthnet-v2-catalog
     """
     ingesting = _extra("bigearth_cube.ingest")
     with _client(scheduler) as client, _progress("ingesting", None) as advance:
@@ -171,6 +178,7 @@ def ingest(
             profile=profile,
             workers=workers,
             client=client,
+            metadata_only=metadata_only,
             require_complete=require_complete,
             break_lock=break_lock,
             progress=advance,
@@ -244,6 +252,9 @@ def info(cube: str, release: str | None, as_json: bool) -> None:
     for name in ("id", "archive", "release", "patches", "rows"):
         value = facts[name]
         click.echo(f"{name:<9}{value:,}" if isinstance(value, int) else f"{name:<9}{value}")
+    if not groups:
+        click.echo("no pixels: it was made from lists alone")
+        return
     table = _table("group", "shape", "dtype", "chunk", "shard")
     for path, group in groups.items():
         shape = " x ".join(map(str, group["shape"]))

@@ -97,6 +97,11 @@ class Cube:
         """Patches in it."""
         return sum(r.n_patches for r in self.releases)
 
+    @property
+    def has_pixels(self) -> bool:
+        """Whether it holds pixels; one made from lists alone has items and columns only."""
+        return bool(self.layout.groups)
+
     @functools.cached_property
     def rows(self) -> NDArray[np.int64]:
         """Rows that hold a patch, increasing."""
@@ -122,8 +127,13 @@ class Cube:
         Raises
         ------
         InvalidInputError
-            If the cube has no such group.
+            If the cube has no such group, or no pixels at all.
         """
+        if not self.has_pixels:
+            raise InvalidInputError(
+                f"cube {self.id!r} has no pixels: it was made from lists alone; ingest an archive "
+                f"into a cube of its own"
+            )
         if group not in GROUPS or group not in self.documents:
             have = [path for path in GROUPS if path in self.documents]
             raise InvalidInputError(f"no group {group!r} here; choose from: {', '.join(have)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,14 +14,19 @@ from typing import Any
 
 import distributed
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bigearth_cube.archive import Patch, PatchRecord
+from bigearth_cube.archive.catalog_only import open_lists
 from bigearth_cube.cube import open_cube
 from bigearth_cube.errors import InvalidInputError, NotFoundError
 from bigearth_cube.ingest import IngestReport, ingest
 from bigearth_cube.ingest.plan import row_order
+from bigearth_cube.loader.batches import BatchLoader
 from bigearth_cube.lock import LOCK
 from bigearth_cube.storage import Storage
 from tests.sources import MemorySource, index_of, pixels_of
@@ -304,6 +310,150 @@ def test_a_cube_on_s3_is_the_same_cube(
         assert remote.read(key) == local.read(key)
     tree = open_cube(url, s3_options).tree
     assert tree["s2/r10m"].sizes["patch"] == 300
+
+
+def write_list(path: Path, source: MemorySource, **changed: Any) -> str:
+    """An official list of v2 of the patches of a source; ``changed`` columns by row number."""
+    rows = [
+        {
+            "patch_id": record.id,
+            "labels": None if record.labels is None else list(record.labels),
+            "split": record.split,
+            "country": record.country,
+            "s1_name": record.s1_id,
+            "contains_seasonal_snow": record.flagged_snow,
+            "contains_cloud_or_shadow": record.flagged_cloud_or_shadow,
+        }
+        for record in source.records()
+    ]
+    for name, values in changed.items():
+        for row, value in values.items():
+            rows[row][name] = value
+    path.parent.mkdir(exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return str(path)
+
+
+def test_lists_alone_make_the_items_and_columns_that_the_archive_makes(
+    tmp_path: Path, dask_client: distributed.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = MemorySource(300, unlabeled=frozenset({4}))
+    ingest(source, str(tmp_path / "whole"), client=dask_client)
+    whole = open_cube(str(tmp_path / "whole"))
+    monkeypatch.setattr(distributed, "LocalCluster", None)  # there is nothing to run on one
+    lists = write_list(tmp_path / "metadata.parquet", source)
+    report = ingest([lists], str(tmp_path / "cube"), metadata_only=True)
+    assert_balanced(report)
+    assert (report.release, report.n_rows, report.n_unlabeled) == ("r1", 300, 1)
+    cube = open_cube(str(tmp_path / "cube"))
+    assert not cube.has_pixels
+    assert whole.has_pixels
+    assert cube.items.drop_columns("assets").equals(whole.items.drop_columns("assets"))
+    for name in ("id", "split", "epsg", "ulx", "label_19", "has_labels", "flagged_snow"):
+        np.testing.assert_array_equal(cube.column(name), whole.column(name))
+    assert len(cube.search(split="test")) == len(whole.search(split="test")) > 0
+    assert cube.counts() == whole.counts()
+    assert cube.tree.groups == ("/",)
+    assert cube.tree.sizes["patch"] == 300
+    assert [fault for _, fault in cube.verify(cube.recorded_objects()) if fault] == []
+    assert set(cube.items["assets"].to_pylist()[0].values()) == {None}
+    assert json.loads(cube.storage.read("collection.json"))["item_assets"] == {}
+
+
+def test_a_cube_of_lists_alone_refuses_pixels_and_says_why(
+    tmp_path: Path, dask_client: distributed.Client
+) -> None:
+    url = str(tmp_path / "cube")
+    lists = write_list(tmp_path / "metadata.parquet", MemorySource(20))
+    ingest(lists, url, metadata_only=True)
+    before = objects_of(url)
+    cube = open_cube(url)
+    for asked in (
+        lambda: cube.pixel_layout("s2/r10m"),
+        lambda: BatchLoader(cube, batch_size=4),
+        lambda: ingest(MemorySource(30), url, client=dask_client),
+        lambda: ingest(MemorySource(20), url, client=dask_client),
+    ):
+        with pytest.raises(InvalidInputError, match="has no pixels: it was made from lists alone"):
+            asked()
+    assert objects_of(url) == before
+    ingest(MemorySource(20), str(tmp_path / "whole"), client=dask_client)
+    with pytest.raises(InvalidInputError, match="has pixels, the source has none"):
+        ingest(lists, str(tmp_path / "whole"), metadata_only=True)
+
+
+def test_the_second_list_joins_as_a_release_and_a_repaired_row_with_it(tmp_path: Path) -> None:
+    url = str(tmp_path / "cube")
+    bad = write_list(tmp_path / "a/metadata.parquet", MemorySource(20), split={3: "val"})
+    report = ingest(bad, url, metadata_only=True)
+    assert_balanced(report)
+    assert [(index_of(q.id), q.file) for q in report.quarantined] == [(3, bad)]
+    good = write_list(tmp_path / "metadata.parquet", MemorySource(20))
+    more = tmp_path / "metadata_for_patches_with_snow_cloud_or_shadow.parquet"
+    report = ingest([good, write_list(more, MemorySource(15, first=10))], url, metadata_only=True)
+    assert_balanced(report)
+    assert (report.release, report.n_rows) == ("r2", 25)
+    assert ingest([good, str(more)], url, metadata_only=True).release is None
+    assert open_cube(url, release="r1").n_patches == 19
+
+
+BAD_ROWS = {
+    "split": "val",
+    "labels": ["Meadows"],
+    "s1_name": "S1A_nonsense",
+    "patch_id": "S2A_MSIL2A_20170613T101031_N9999_R022_T01CCV_26_57",
+}
+
+
+@given(faults=st.dictionaries(st.integers(0, 11), st.sampled_from(sorted(BAD_ROWS)), max_size=11))
+def test_every_row_of_a_list_is_a_record_or_in_quarantine(
+    tmp_path_factory: pytest.TempPathFactory, faults: dict[int, str]
+) -> None:
+    folder = tmp_path_factory.mktemp("lists")
+    changed: dict[str, dict[int, Any]] = {}
+    for row, name in faults.items():
+        value = BAD_ROWS[name] if name != "patch_id" else f"{BAD_ROWS[name][:-2]}{row:02d}"
+        changed.setdefault(name, {})[row] = value
+    source = open_lists([write_list(folder / "metadata.parquet", MemorySource(12), **changed)])
+    expected = [r.id for i, r in enumerate(MemorySource(12).records()) if i not in faults]
+    assert [record.id for record in source.records()] == expected
+    assert len(source.quarantined()) == len(faults)
+    assert source.found() == {"s2": 12}
+    again = pickle.loads(pickle.dumps(source))
+    assert [r.id for r in again.records()] == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "archive", "message"),
+    [
+        ("v1_train.csv.bz2", "auto", "a list of v1, which holds no labels; name metadata.parquet"),
+        ("metadata.parquet", "v1", "the lists of v1 hold no labels"),
+        ("other.parquet", "auto", "is no official list; name metadata.parquet"),
+        ("folder", "auto", "is a folder, but metadata only was asked for"),
+        (None, "auto", "no list given"),
+    ],
+)
+def test_what_is_no_list_of_v2_is_refused_in_one_line(
+    name: str | None, archive: Any, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "folder").mkdir()
+    sources = [] if name is None else [str(tmp_path / name)]
+    with pytest.raises(InvalidInputError, match=message):
+        ingest(sources, str(tmp_path / "cube"), archive=archive, metadata_only=True)
+    assert not (tmp_path / "cube").exists()
+
+
+def test_lists_that_are_missing_or_lack_names_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match=r"metadata\.parquet does not exist"):
+        open_lists([str(tmp_path / "metadata.parquet")])
+    nameless = write_list(tmp_path / "metadata.parquet", MemorySource(3), patch_id={1: None})
+    with pytest.raises(InvalidInputError, match="rows without a patch_id"):
+        ingest(nameless, str(tmp_path / "cube"), metadata_only=True)
+    with pytest.raises(InvalidInputError, match="of MemorySource; name official lists"):
+        ingest(MemorySource(3), str(tmp_path / "cube"), metadata_only=True)
+    source = open_lists([write_list(tmp_path / "metadata.parquet", MemorySource(3))])
+    with pytest.raises(InvalidInputError, match="has no pixels: it comes from a list alone"):
+        source.read(next(iter(source.records())))
 
 
 SAMPLES = {

@@ -41,6 +41,7 @@ _V2_COLUMNS: Final = (
     "contains_seasonal_snow",
     "contains_cloud_or_shadow",
 )
+_BATCH_ROWS: Final = 65_536  # a whole list as Python objects is 0.5 GB
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,11 +144,8 @@ def _read_v2(paths: Sequence[str], s2_ids: Collection[str], s1_ids: Collection[s
     for path in paths:
         table = _read_parquet(path)
         at_hand = pc.is_in(table["patch_id"], value_set=wanted_s2)
-        columns = (table.filter(at_hand)[name].to_pylist() for name in _V2_COLUMNS)
-        for patch_id, labels, *facts in zip(*columns, strict=True):
-            names = None if labels is None else tuple(labels)
-            split, country, s1_id, snow, cloud = facts
-            patches.setdefault(patch_id, Listed(names, split, country, s1_id, snow, cloud))
+        for patch_id, listed in _listed(table.filter(at_hand)):
+            patches.setdefault(patch_id, listed)
         paired = table.filter(pc.is_in(table["s1_name"], value_set=wanted_s1))
         for s1_id, patch_id in zip(
             paired["s1_name"].to_pylist(), paired["patch_id"].to_pylist(), strict=True
@@ -155,6 +153,28 @@ def _read_v2(paths: Sequence[str], s2_ids: Collection[str], s1_ids: Collection[s
             pairs.setdefault(s1_id, patch_id)
         absent.update(table.filter(pc.invert(at_hand))["patch_id"].to_pylist())
     return patches, pairs, sorted(absent)
+
+
+def read_v2_list(path: str) -> Iterator[tuple[str, Listed]]:
+    """Yield all that one of the Parquet files says: a patch's name, and what is said of it.
+
+    Raises
+    ------
+    InvalidInputError
+        If the file is not what its name promises.
+    """
+    yield from _listed(_read_parquet(path))
+
+
+def _listed(table: Any) -> Iterator[tuple[str, Listed]]:
+    """Take a table apart, a part at a time; the words that rows share are kept once."""
+    known: dict[Any, Any] = {}
+    for batch in table.to_batches(max_chunksize=_BATCH_ROWS):
+        columns = (batch[name].to_pylist() for name in _V2_COLUMNS)
+        for patch_id, labels, split, country, s1_id, snow, cloud in zip(*columns, strict=True):
+            names = None if labels is None else tuple(labels)
+            names, split, country = (known.setdefault(x, x) for x in (names, split, country))
+            yield patch_id, Listed(names, split, country, s1_id, snow, cloud)
 
 
 def _read_parquet(path: str) -> Any:
@@ -168,10 +188,13 @@ def _read_parquet(path: str) -> Any:
             raise InvalidInputError(
                 f"{path} has no column {missing[0]!r}; expected the published columns of v2"
             )
-        return pq.read_table(path, columns=list(_V2_COLUMNS)).cast(_v2_schema())
+        table = pq.read_table(path, columns=list(_V2_COLUMNS)).cast(_v2_schema())
     except (pa.ArrowException, OSError) as error:
         line = str(error).splitlines()[0]
         raise InvalidInputError(f"{path} cannot be read as a table of v2: {line}") from None
+    if table["patch_id"].null_count:
+        raise InvalidInputError(f"{path} has rows without a patch_id; expected a name in each")
+    return table
 
 
 def _v2_schema() -> Any:

@@ -49,7 +49,9 @@ class Plan:
         return f"ingest/{self.release}"
 
     def shards(self) -> list[int]:
-        """Return the shards to write, one task each."""
+        """Return the shards to write, one task each; none where there are no pixels."""
+        if not self.filled:
+            return []
         return list(range(self.start // self.shard_rows, self.stop // self.shard_rows))
 
     def records_of(self, shard: int) -> tuple[PatchRecord, ...]:
@@ -88,6 +90,8 @@ def make_plan(
 ) -> Plan:
     """Lay out the first release of a new cube, or the next one of an existing cube.
 
+    The pixel groups are those that any record has files of: none where all come from lists.
+
     Parameters
     ----------
     storage
@@ -101,7 +105,8 @@ def make_plan(
     cube_id, profile
         Name and compression of a new cube.
     """
-    groups = [g.path for g in S2_GROUPS]
+    have_files = any(r.files for r in records)
+    groups = [g.path for g in S2_GROUPS] if have_files else []
     groups += [S1_GROUP.path] if any("VV" in r.files or "VH" in r.files for r in records) else []
     groups += [MAP_GROUP.path] if any("map" in r.files for r in records) else []
     filled = tuple(groups)

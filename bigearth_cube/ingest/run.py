@@ -28,13 +28,14 @@ import pyarrow.parquet as pq
 from bigearth_cube import stac
 from bigearth_cube.archive import PatchRecord, PatchSource, SetAside, open_archive
 from bigearth_cube.archive.base import KINDS, Kind
+from bigearth_cube.archive.catalog_only import open_lists
 from bigearth_cube.cube import Cube, open_cube
 from bigearth_cube.errors import InvalidInputError, MalformedPatchError, NotFoundError
 from bigearth_cube.ingest.columns import columns_of
 from bigearth_cube.ingest.plan import Plan, make_plan, row_order
 from bigearth_cube.ingest.shard import VIEWS, ShardAccount, views_of, write_shard
 from bigearth_cube.lock import lock
-from bigearth_cube.nomenclature import Archive
+from bigearth_cube.nomenclature import S2_GROUPS, Archive
 from bigearth_cube.release import Release, StoredObject, release_digest, runs_of
 from bigearth_cube.shards import Profile
 from bigearth_cube.storage import Storage, StorageOptions
@@ -110,6 +111,7 @@ def ingest(
     profile: Profile = "default",
     workers: int | None = None,
     client: distributed.Client | None = None,
+    metadata_only: bool = False,
     require_complete: bool = False,
     break_lock: bool = False,
     progress: Progress | None = None,
@@ -136,6 +138,9 @@ def ingest(
         ``client``.
     client
         A Dask client to run on.
+    metadata_only
+        Make a cube of official lists alone: items and columns of all their patches, no pixels.
+        It takes no pixels later; they go into a cube of their own.
     require_complete
         Refuse a source that lacks patches of its own lists.
     break_lock
@@ -147,7 +152,8 @@ def ingest(
     ------
     InvalidInputError
         If the source is empty or of another archive than the cube, is not complete though
-        that is required, or another run holds the cube.
+        that is required, has pixels and the cube has none or the reverse, or another run holds
+        the cube.
     NotFoundError
         If the bucket or a folder does not exist.
     StorageError
@@ -156,13 +162,14 @@ def ingest(
     began = time.monotonic()
     storage = Storage(cube_url, storage_options)
     storage.check_bucket()
-    source = _opened(sources, archive)
+    source = _opened(sources, archive, metadata_only=metadata_only)
     records = list(source.records())
     absent = source.absent()
     _check_source(source, records, absent, require_complete=require_complete)
     # Locked before the cube is looked at: the plan begins where the last release ends.
     with lock(storage, break_lock=break_lock):
         cube = _existing(storage, source.archive, cube_id)
+        _check_pixels(cube, records)
         known = set() if cube is None else set(cube.items["id"].to_pylist())
         unknown = [r for r in records if r.id not in known]
         unknown, still_bad, bad_views = _set_aside_again(source, cube, unknown)
@@ -176,10 +183,12 @@ def ingest(
             plan = make_plan(storage, source.archive, cube, new, cube_id=cube_id, profile=profile)
             done = _begin(storage, plan)
             resumed = len(done)
-            with _cluster(client, workers, len(plan.shards()) - resumed) as running:
-                written = _write_shards(source, plan, done, running, progress)
-                # Shards end in any order; what is kept of them must not depend on it.
-                shards = sorted([*done, *written], key=lambda account: account.shard)
+            shards = [*done]
+            if len(done) < len(plan.shards()):
+                with _cluster(client, workers, len(plan.shards()) - resumed) as running:
+                    shards += _write_shards(source, plan, done, running, progress)
+            # Shards end in any order; what is kept of them must not depend on it.
+            shards.sort(key=lambda account: account.shard)
         quarantined = (
             *source.quarantined(),
             *still_bad,
@@ -215,14 +224,40 @@ def ingest(
 
 
 def _opened(
-    sources: str | Sequence[str] | PatchSource, archive: Literal["auto", "v1", "v2"]
+    sources: str | Sequence[str] | PatchSource,
+    archive: Literal["auto", "v1", "v2"],
+    *,
+    metadata_only: bool,
 ) -> PatchSource:
     if isinstance(sources, str):
         sources = [sources]
     # Folders are the usual case; anything else reads itself.
     if isinstance(sources, Sequence):
-        return open_archive(list(sources), archive=archive)
+        open_sources = open_lists if metadata_only else open_archive
+        return open_sources(list(sources), archive=archive)
+    if metadata_only:
+        raise InvalidInputError(
+            f"metadata only was asked for of {type(sources).__name__}; name official lists, or "
+            f"give a source whose records have no files"
+        )
     return sources
+
+
+def _check_pixels(cube: Cube | None, records: Sequence[PatchRecord]) -> None:
+    """Refuse to mix rows with and without pixels: their arrays would have holes."""
+    if cube is None:
+        return
+    have_files = any(record.files for record in records)
+    if have_files and not cube.has_pixels:
+        raise InvalidInputError(
+            f"the cube at {cube.url} has no pixels: it was made from lists alone; give another "
+            f"URL for a cube with pixels"
+        )
+    if cube.has_pixels and not have_files:
+        raise InvalidInputError(
+            f"the cube at {cube.url} has pixels, the source has none; give another URL for a cube "
+            f"of lists alone"
+        )
 
 
 def _check_source(
@@ -302,7 +337,7 @@ def _set_aside_again(
     quarantined: list[SetAside] = []
     orphans: list[SetAside] = []
     for record in records:
-        if record.id in aside:
+        if record.id in aside and record.files:
             try:
                 source.read(record)
             except MalformedPatchError as error:
@@ -370,6 +405,8 @@ def _finish(
         path: np.isin(rows, [row for a in accounts for row in getattr(a, kind)])
         for kind, path in VIEWS.items()
     }
+    if not writer.layout.groups:
+        present |= {group.path: np.zeros(len(rows), bool) for group in S2_GROUPS}
     table = stac.items_table(
         records, rows, collection=writer.cube_id, archive=source.archive, present=present
     )
