@@ -266,23 +266,36 @@ def info(cube: str, release: str | None, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("cube")
+@click.option("--plot", metavar="FILE", help="Draw the counts too, e.g. to counts.png.")
 @json_option
-def stats(cube: str, as_json: bool) -> None:
-    """Count patches by split, season, country, flag and class.
+def stats(cube: str, plot: str | None, as_json: bool) -> None:
+    """Count patches by split, season, country, flag and class, with and without flagged ones.
 
     \b
     Example:
-      bec stats s3://bucket/bigearthnet-v2
+      bec stats s3://bucket/bigearthnet-v2 --plot counts.png
     """
-    counts = _open(cube, None).counts()
+    plots = None if plot is None else _extra("bigearth_cube.plots")
+    opened = _open(cube, None)
+    counts = opened.counts()
+    if plot is not None and plots is not None:
+        plots.draw_counts(counts, f"{opened.id}, release {opened.release.name}", plot)
+        click.echo(f"drawn to {plot}", err=True)
     if as_json:
         click.echo(json.dumps(counts, indent=1))
         return
-    for title, values in counts.items():
-        table = _table(title, "patches")
-        for name, count in values.items():
-            table.add_row(name, f"{count:,}")
-        _print(table)
+    splits = [cells["total"] for cells in counts["split"].values()]
+    n_patches, n_unflagged = (sum(n[kind] for n in splits) for kind in ("all", "unflagged"))
+    click.echo(f"{n_patches:,} patches, {n_unflagged:,} of them unflagged")
+    for title, rows in counts.items():
+        for kind in ("all",) if title == "flag" else ("all", "unflagged"):
+            columns = list(next(iter(rows.values()), {}))
+            heading = title if kind == "all" else f"{title}, {kind}"
+            table = _table(heading, *columns, wrap_first=True)
+            for name, cells in rows.items():
+                table.add_row(name, *(f"{cells[column][kind]:,}" for column in columns))
+            click.echo()
+            _print(table)
 
 
 @cli.command()
@@ -453,8 +466,10 @@ def _extra(module: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("bigearth_cube"):
             raise
+        package = error.name.split(".")[0]
+        extra = "train" if package == "matplotlib" else "ingest"
         raise click.ClickException(
-            f'this command needs {error.name}: pip install "bigearth-cube[ingest]"'
+            f'this command needs {package}: pip install "bigearth-cube[{extra}]"'
         ) from None
 
 
@@ -475,11 +490,12 @@ def _progress(what: str, total: int | None) -> Iterator[Any]:
         yield lambda done, of: bars.update(task, completed=done, total=of)
 
 
-def _table(first: str, *others: str) -> Table:
+def _table(first: str, *others: str, wrap_first: bool = False) -> Table:
+    """Make a table of names and numbers; ``wrap_first`` keeps the numbers whole if it is narrow."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column(first, no_wrap=True)
+    table.add_column(first, no_wrap=not wrap_first)
     for name in others:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=wrap_first)
     return table
 
 

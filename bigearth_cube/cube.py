@@ -6,7 +6,6 @@ import functools
 import io
 import json
 import math
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -14,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute
 import pyarrow.parquet as pq
 import pyproj
 import xarray as xr
@@ -24,17 +22,14 @@ from zarr.buffer.cpu import Buffer
 
 from bigearth_cube import layout as layouts
 from bigearth_cube import search as searching
+from bigearth_cube.counts import Counts, count_patches
 from bigearth_cube.errors import CubeIntegrityError, InvalidInputError, NotFoundError
 from bigearth_cube.item_index import ItemIndex
 from bigearth_cube.layout import CubeLayout, Documents
 from bigearth_cube.lock import lock
 from bigearth_cube.nomenclature import (
-    COUNTRIES,
     GROUPS,
-    NAMES_19,
     NOMENCLATURES,
-    SEASONS,
-    SPLITS,
     Archive,
 )
 from bigearth_cube.release import Release, StoredObject, runs_of
@@ -324,24 +319,19 @@ class Cube:
             nodes[node.path] = dataset
         return xr.DataTree.from_dict(nodes)
 
-    def counts(self) -> dict[str, dict[str, int]]:
+    def counts(self) -> Counts:
         """Count patches by split, season, country, flag and 19-class label, in published order.
 
-        ``"unknown"`` counts the patches of which no source says.
+        See ``bigearth_cube.counts.count_patches`` for the form.
+
+        Raises
+        ------
+        CubeIntegrityError
+            If a part of the items table is missing or damaged.
+        StorageError
+            If storage refuses or cannot be reached.
         """
-        items = self.items
-        counts: dict[str, dict[str, int]] = {}
-        for title, names in (("split", SPLITS), ("season", SEASONS), ("country", COUNTRIES)):
-            counts[title] = _tally(items[f"bec:{title}"].to_pylist(), names)
-        flags = {"snow": "bec:snow", "cloud or shadow": "bec:cloud_or_shadow"}
-        counts["flag"] = {
-            name: int(pa.compute.sum(items[column]).as_py() or 0) for name, column in flags.items()
-        }
-        labels = items["bec:labels"].combine_chunks()
-        counts["label"] = _tally(labels.flatten().to_pylist(), NAMES_19)
-        if labels.null_count:
-            counts["label"]["unknown"] = labels.null_count
-        return counts
+        return count_patches(self.items)
 
     def recorded_objects(self) -> list[StoredObject]:
         """Return every object as it was written last, sorted by key.
@@ -550,13 +540,6 @@ def _fault(storage: Storage, stored: StoredObject) -> str | None:
     if len(data) != stored.size:
         return f"object has {len(data)} bytes, expected {stored.size}"
     return None if checksum(data) == stored.crc32c else "checksum is not that of what was written"
-
-
-def _tally(values: Sequence[str | None], names: Sequence[str]) -> dict[str, int]:
-    found = Counter(values)
-    counts = {name: found[name] for name in names if found[name]}
-    unknown = sum(count for name, count in found.items() if name not in names)
-    return {**counts, "unknown": unknown} if unknown else counts
 
 
 def _as_slice(rows: NDArray[np.int64]) -> NDArray[np.int64] | slice:

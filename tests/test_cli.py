@@ -122,13 +122,70 @@ def test_looking_into_a_cube(cube_of_archive: str, capsys: pytest.CaptureFixture
     code, out, _ = run(capsys, "info", cube_of_archive)
     assert "patches  40" in out
     code, out, _ = run(capsys, "stats", cube_of_archive, "--json")
-    assert sum(json.loads(out)["split"].values()) == 40
+    counts = json.loads(out)
+    assert sum(cells["total"]["all"] for cells in counts["split"].values()) == 40
     code, out, _ = run(capsys, "stats", cube_of_archive)
-    assert "train" in out
+    flagged = sum(cells["total"]["all"] for cells in counts.get("flag", {}).values())
+    assert out.startswith(f"40 patches, {40 - flagged} of them unflagged\n")
+    for title, rows in counts.items():
+        for name, cells in rows.items():
+            numbers = " +".join(f"{n['all']:,}" for n in cells.values())
+            assert re.search(rf"^{re.escape(name)} +{numbers}$", out, re.MULTILINE), (title, name)
+            numbers = " +".join(f"{n['unflagged']:,}" for n in cells.values())
+            if title != "flag":
+                part = out[out.index(f"{title}, unflagged") :]
+                assert re.search(rf"^{re.escape(name)} +{numbers}$", part, re.MULTILINE), name
     code, out, _ = run(capsys, "releases", cube_of_archive, "--json")
     assert [r["name"] for r in json.loads(out)] == ["r1"]
     code, out, _ = run(capsys, "releases", cube_of_archive)
     assert re.search(r"r1 +40 +0\.\.255", out)
+
+
+def test_stats_draws_what_it_prints(
+    cube_of_archive: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "counts.png"
+    code, out, err = run(capsys, "stats", cube_of_archive, "--json", "--plot", str(file))
+    assert (code, err) == (0, f"drawn to {file}\n")
+    assert json.loads(out) == open_cube(cube_of_archive).counts()
+    assert file.read_bytes().startswith(b"\x89PNG")
+    code, out, err = run(capsys, "stats", cube_of_archive, "--plot", str(tmp_path / "c.docx"))
+    assert (code, out) == (2, "")
+    assert "cannot draw to" in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_drawing_without_matplotlib_names_the_extra(cube_of_archive: str, tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['matplotlib'] = None; from bigearth_cube.cli import main; "
+        f"main(['stats', {cube_of_archive!r}, '--plot', 'x.png'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.strip() == (
+        'Error: this command needs matplotlib: pip install "bigearth-cube[train]"'
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_catalog_is_made_of_lists_and_says_that_it_has_no_pixels(
+    archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = str(tmp_path / "cube")
+    lists = [str(path) for path in archive.rglob("metadata*.parquet")]
+    code, out, _ = run(capsys, "ingest", "--metadata-only", *lists, url)
+    assert code == 0
+    assert f"{url}: release r1, 40 patches" in out
+    code, out, _ = run(capsys, "info", url)
+    assert (code, out.splitlines()[-1]) == (0, "no pixels: it was made from lists alone")
+    assert json.loads(run(capsys, "info", url, "--json")[1])["groups"] == {}
+    assert run(capsys, "verify", url)[0] == 0
+    code, out, err = run(capsys, "ingest", str(archive), url)
+    assert (code, out) == (2, "")
+    assert "has no pixels: it was made from lists alone" in err
+    assert len(err.strip().splitlines()) == 1
 
 
 def test_search_prints_ids_and_saves_the_selection(

@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import shutil
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import xarray as xr
 import zarr
+from hypothesis import given
+from hypothesis import strategies as st
 
+from bigearth_cube.counts import count_patches
 from bigearth_cube.cube import Cube, open_cube
 from bigearth_cube.errors import CubeIntegrityError, InvalidInputError, NotFoundError
 from bigearth_cube.ingest import ingest
 from bigearth_cube.layout import CubeLayout
 from bigearth_cube.lock import lock
-from bigearth_cube.nomenclature import GROUPS, NAMES_19, multi_hot, patch_origin
+from bigearth_cube.nomenclature import (
+    COUNTRIES,
+    GROUPS,
+    NAMES_19,
+    SEASONS,
+    SPLITS,
+    multi_hot,
+    patch_origin,
+)
 from bigearth_cube.release import runs_of
 from tests.sources import MemorySource, index_of, labels_of, pixels_of, place_of
 
@@ -288,11 +304,135 @@ def test_a_cube_of_another_format_is_refused(own_cube: Cube) -> None:
 
 def test_counts_are_those_of_the_records(cube: Cube) -> None:
     counts = cube.counts()
-    assert sum(counts["split"].values()) == 600
-    assert counts["season"] == {"summer": 600}
-    assert counts["country"] == {"Austria": 600}
-    expected = sum(name in labels_of(i) for i in range(600) for name in NAMES_19[:1])
-    assert counts["label"][NAMES_19[0]] == expected
+    assert list(counts["split"]) == ["train", "validation", "test"]
+    assert sum(cells["total"]["all"] for cells in counts["split"].values()) == 600
+    flagged = sum(index % 50 == 7 for index in range(600))
+    both = {"all": 600, "unflagged": 600 - flagged}
+    assert counts["country"] == {"Austria": {"summer": both, "total": both}}
+    assert counts["season"]["summer"]["total"] == both
+    assert counts["flag"]["snow"]["total"] == {"all": flagged, "unflagged": 0}
+    expected = sum(NAMES_19[0] in labels_of(i) for i in range(600))
+    assert counts["label"][NAMES_19[0]]["total"]["all"] == expected
+
+
+patches = st.fixed_dictionaries(
+    {
+        "split": st.sampled_from([*SPLITS, None]),
+        "season": st.sampled_from(SEASONS),
+        "country": st.sampled_from([*COUNTRIES[:3], None, "Atlantis"]),
+        "snow": st.sampled_from([True, False, None]),
+        "cloud_or_shadow": st.sampled_from([True, False, None]),
+        "labels": st.none() | st.lists(st.sampled_from(NAMES_19[:4]), unique=True),
+    }
+)
+
+
+@given(st.lists(patches, max_size=30))
+def test_counts_are_those_of_a_linear_scan(rows: list[dict[str, Any]]) -> None:
+    expected: Counter[tuple[str, ...]] = Counter()
+
+    def known(name: str | None, names: Sequence[str]) -> str:
+        return name if name in names and name is not None else "unknown"
+
+    for row in rows:
+        split, country = known(row["split"], SPLITS), known(row["country"], COUNTRIES)
+        labels = ["unknown"] if row["labels"] is None else row["labels"]
+        flags = [n for n in ("snow", "cloud_or_shadow") if row[n]]
+        if row["snow"] is None and row["cloud_or_shadow"] is None:
+            flags = ["unknown"]
+        cells = [("split", split, "total")]
+        for column in (split, "total"):
+            cells += [("season", row["season"], column)]
+            cells += [("label", label, column) for label in labels]
+            cells += [("flag", flag.replace("_", " "), column) for flag in flags]
+        cells += [("country", country, column) for column in (row["season"], "total")]
+        for cell in cells:
+            expected[*cell, "all"] += 1
+            expected[*cell, "unflagged"] += not (row["snow"] or row["cloud_or_shadow"])
+    types = {"snow": pa.bool_(), "cloud_or_shadow": pa.bool_(), "labels": pa.list_(pa.string())}
+    fields = ("split", "season", "country", "snow", "cloud_or_shadow", "labels")
+    schema = pa.schema([(f"bec:{name}", types.get(name, pa.string())) for name in fields])
+    items = pa.Table.from_pylist([{f"bec:{k}": v for k, v in row.items()} for row in rows], schema)
+    counted = {
+        (title, name, column, kind): n
+        for title, table in count_patches(items).items()
+        for name, cells in table.items()
+        for column, kinds in cells.items()
+        for kind, n in kinds.items()
+    }
+    assert {cell: n for cell, n in counted.items() if n} == dict(+expected)
+
+
+@pytest.fixture(scope="module")
+def official(samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Cube:
+    """All pairs of v2, from the official lists."""
+    url = str(tmp_path_factory.mktemp("official") / "cube")
+    names = ("metadata.parquet", "metadata_for_patches_with_snow_cloud_or_shadow.parquet")
+    lists = [str(samples / "metadata" / name) for name in names]
+    report = ingest(lists, url, metadata_only=True)
+    assert not report.quarantined
+    return open_cube(url)
+
+
+@pytest.mark.samples
+def test_counts_of_the_official_lists_are_the_published_ones(official: Cube, samples: Path) -> None:
+    counts = official.counts()
+    assert {name: cells["total"] for name, cells in counts["split"].items()} == {
+        "train": {"all": 272_544, "unflagged": 237_871},
+        "validation": {"all": 139_577, "unflagged": 122_342},
+        "test": {"all": 137_367, "unflagged": 119_825},
+    }
+    assert {name: cells["total"]["all"] for name, cells in counts["flag"].items()} == {
+        "snow": 60_773,
+        "cloud or shadow": 8_677,
+    }
+    with open(samples / "tables/v2_class_counts_by_split.csv", newline="") as file:
+        published = {row["labels"]: row for row in csv.DictReader(file)}
+    assert published.keys() == counts["label"].keys()
+    for name, row in published.items():
+        cells = counts["label"][name]
+        for split in SPLITS:
+            unflagged = int(row[f"main_{split}"])
+            assert cells[split] == {
+                "all": unflagged + int(row[f"flagged_{split}"]),
+                "unflagged": unflagged,
+            }
+        total = {"all": int(row["all_total"]), "unflagged": int(row["main_total"])}
+        assert cells["total"] == total
+
+
+@pytest.mark.samples
+def test_countries_and_seasons_of_the_official_lists_are_the_published_ones(
+    official: Cube, samples: Path
+) -> None:
+    counts = official.counts()
+    with open(samples / "tables/v2_country_season.csv", newline="") as file:
+        parts, seasons, _, *rows = csv.reader(file)
+    by_season: Counter[tuple[str, str]] = Counter()
+    assert {row[0] for row in rows} == counts["country"].keys()
+    for country, *numbers in rows:
+        found = {"flagged": {}, "main": {}}
+        for part, season, n in zip(parts[1:], seasons[1:], map(int, numbers), strict=True):
+            found[part][season] = n
+            by_season[part, season] += n
+        for season in SEASONS:
+            unflagged = found["main"][season]
+            both = {"all": unflagged + found["flagged"][season], "unflagged": unflagged}
+            assert counts["country"][country][season] == both
+    for season in SEASONS:
+        unflagged = by_season["main", season]
+        both = {"all": unflagged + by_season["flagged", season], "unflagged": unflagged}
+        assert counts["season"][season]["total"] == both
+
+
+@pytest.mark.samples
+def test_all_pairs_can_be_searched_and_verified_without_pixels(official: Cube) -> None:
+    assert (official.n_patches, official.has_pixels) == (549_488, False)
+    asked = '"bec:snow" = false AND "bec:cloud_or_shadow" = false'
+    assert len(official.search(split="train", filter=asked)) == 237_871
+    assert [fault for _, fault in official.verify(official.recorded_objects()) if fault] == []
+    with pytest.raises(InvalidInputError, match="has no pixels: it was made from lists alone"):
+        official.pixel_layout("s2/r10m")
 
 
 def test_items_are_one_table_with_the_rows_of_the_cube(cube: Cube) -> None:
