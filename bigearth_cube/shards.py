@@ -198,17 +198,19 @@ def encode_shard(layout: ArrayLayout, block: NDArray[Any]) -> bytes:
             f"expected {layout.dtype} {expected}"
         )
     block = np.ascontiguousarray(block)
+    firsts = range(0, layout.shard_rows, layout.chunk_rows)
+    return join_chunks(
+        layout, [encode_chunk(layout, block[i : i + layout.chunk_rows]) for i in firsts]
+    )
+
+
+def join_chunks(layout: ArrayLayout, chunks: Sequence[bytes]) -> bytes:
+    """Make a shard of its encoded chunks: the chunks in order, then the index."""
+    assert len(chunks) == layout.chunks_per_shard
     index = np.empty((layout.chunks_per_shard, 2), "<u8")
-    parts: list[bytes] = []
-    offset = 0
-    for chunk in range(layout.chunks_per_shard):
-        first = chunk * layout.chunk_rows
-        data = _encode_chunk(layout, block[first : first + layout.chunk_rows])
-        index[chunk] = offset, len(data)
-        offset += len(data)
-        parts.append(data)
-    parts.append(_with_crc(index.tobytes()))
-    return b"".join(parts)
+    index[:, 1] = [len(chunk) for chunk in chunks]
+    index[:, 0] = np.cumsum(index[:, 1]) - index[:, 1]
+    return b"".join([*chunks, _with_crc(index.tobytes())])
 
 
 def read_index(layout: ArrayLayout, tail: bytes, key: str) -> NDArray[np.uint64]:
@@ -278,7 +280,16 @@ def checksum(data: Any) -> int:
     return int(google_crc32c.value(view))
 
 
-def _encode_chunk(layout: ArrayLayout, block: NDArray[Any]) -> bytes:
+def encode_chunk(layout: ArrayLayout, block: NDArray[Any]) -> bytes:
+    r"""Encode one chunk.
+
+    Parameters
+    ----------
+    layout
+        Layout of the array.
+    block
+        (chunk_rows, \*patch_shape) in its dtype, C-contiguous.
+    """
     data: bytes
     if layout.compressor is None:
         data = block.tobytes()

@@ -18,7 +18,7 @@ from bigearth_cube import layout as layouts
 from bigearth_cube.layout import CubeLayout, Documents
 from bigearth_cube.nomenclature import GROUPS
 from bigearth_cube.release import Release, StoredObject
-from bigearth_cube.shards import array_layout, encode_shard
+from bigearth_cube.shards import ArrayLayout, array_layout, encode_shard
 from bigearth_cube.storage import Storage
 
 ZARR = "cube.zarr"
@@ -60,9 +60,17 @@ class CubeWriter:
 
     def write_shard(self, group: str, shard: int, block: NDArray[Any]) -> StoredObject:
         """Encode one shard and put it; see ``encode_shard`` for the block."""
+        layout = self.pixel_layout(group)
+        return self.put_shard(group, shard, encode_shard(layout, block))
+
+    def put_shard(self, group: str, shard: int, data: bytes) -> StoredObject:
+        """Put one shard that is encoded already."""
+        return self._put(self.pixel_layout(group).key(shard), data)
+
+    def pixel_layout(self, group: str) -> ArrayLayout:
+        """Return how the pixel array of a group is stored."""
         path = f"{group}/{GROUPS[group].array}"
-        layout = array_layout(path, self.documents[path])
-        return self._put(layout.key(shard), encode_shard(layout, block))
+        return array_layout(path, self.documents[path])
 
     def write_column(self, path: str, start: int, values: NDArray[Any]) -> list[StoredObject]:
         """Write a column from row ``start`` on; older rows keep their values."""

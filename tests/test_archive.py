@@ -686,8 +686,8 @@ def test_sources_that_cannot_be_read_are_refused_in_one_line(v1: Path, v2: Path)
     cases: list[tuple[list[object], type[Exception], str]] = [
         ([], InvalidInputError, "no source given"),
         ([v2 / "nowhere"], NotFoundError, "does not exist"),
-        (["s3://bucket/archive"], InvalidInputError, "copy it and name the folder"),
-        ([v2.parent / "BigEarthNet-S2.tar.zst"], InvalidInputError, "unpack it"),
+        (["s3://bucket/archive"], InvalidInputError, "name its tar, or copy the folder"),
+        ([v2.parent / "BigEarthNet-S2.tar.zst"], InvalidInputError, "is damaged or not the tar"),
         ([v2, v2.parent / "notes.csv"], InvalidInputError, "is no official list"),
         ([parquet], InvalidInputError, "official lists but no patch"),
         ([v1, parquet], InvalidInputError, "is a list of v2, but the patches are of v1"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -14,10 +13,9 @@ from bigearth_cube.archive.listing import Listing, describe_wrong_folder, list_f
 from bigearth_cube.archive.lists import archive_of_list, expected_lists
 from bigearth_cube.archive.names import archive_of
 from bigearth_cube.archive.pixels import read_patch
+from bigearth_cube.archive.tar import TarSource, archive_of_tar, is_tar
 from bigearth_cube.errors import InvalidInputError, NotFoundError
 from bigearth_cube.nomenclature import ARCHIVES, Archive
-
-_TAR = re.compile(r".*\.(tar|tar\.gz|tgz|tar\.zst)")
 
 
 def open_archive(
@@ -33,7 +31,8 @@ def open_archive(
         Folders and official lists, any mix: the folder an archive was unpacked to, its published
         folders (BigEarthNet-S2, BigEarthNet-S1, Reference_Maps, BigEarthNet-v1.0,
         BigEarthNet-S1-v1.0), a folder of patch folders, the Parquet files of v2, the lists of v1.
-        Lists that lie in a named folder are found.
+        Lists that lie in a named folder are found. Or the published tars (``.tar``, ``.tar.gz``,
+        ``.tar.zst``; path or fsspec URL) with the lists beside them.
     archive
         Archive the patches must be of; ``"auto"`` takes it from their names.
 
@@ -41,7 +40,7 @@ def open_archive(
     -------
     PatchSource
         Folders are listed here, once; no file but the lists and the JSON of v1 is opened before
-        ``read``.
+        ``read``. Tars come as a ``TarSource``, which has no ``read``.
 
     Raises
     ------
@@ -56,7 +55,10 @@ def open_archive(
         raise InvalidInputError(f"unknown archive {archive!r}; choose one of: auto, v1, v2")
     if not sources:
         raise InvalidInputError("no source given; name the folder the archive was unpacked to")
-    paths = [_local_path(source) for source in sources]
+    tars = [source for source in sources if is_tar(source)]
+    paths = [_local_path(source) for source in sources if source not in tars]
+    if tars:
+        return _open_tars(tars, paths, archive)
     roots = [path for path in paths if os.path.isdir(path)]
     named_lists = [_check_list(path) for path in paths if not os.path.isdir(path)]
     listing = list_folders(roots)
@@ -83,17 +85,44 @@ def open_archive(
     return FolderSource(found, roots, dict.fromkeys([*named_lists, *beside]), listing)
 
 
+def _open_tars(
+    tars: Sequence[str], paths: Sequence[str], archive: Literal["auto", "v1", "v2"]
+) -> TarSource:
+    for path in paths:
+        if os.path.isdir(path):
+            raise InvalidInputError(
+                f"{path} is a folder and {tars[0]} a tar; name folders or tars, not both"
+            )
+        _check_list(path)
+    found = archive_of_tar(tars[0])
+    for tar in tars[1:]:
+        if archive_of_tar(tar) != found:
+            raise InvalidInputError(
+                f"{tar} is of {archive_of_tar(tar)}, {tars[0]} of {found}; each has its own cube"
+            )
+    if archive not in ("auto", found):
+        raise InvalidInputError(
+            f"{tars[0]}: patches of {found}, but archive {archive} was asked for; "
+            "name other tars or leave the archive to auto"
+        )
+    for path in paths:
+        if archive_of_list(path) != found:
+            raise InvalidInputError(
+                f"{path} is a list of {archive_of_list(path)}, but the patches are of {found}; "
+                "leave it out"
+            )
+    return TarSource(found, tars, list(dict.fromkeys(paths)))
+
+
 def _local_path(source: str) -> str:
     scheme, separator, rest = source.partition("://")
     if separator and scheme != "file":
         raise InvalidInputError(
-            f"{source}: archives are read from local folders only; copy it and name the folder"
+            f"{source}: folders are read from local disk only; name its tar, or copy the folder"
         )
     path = os.path.abspath(rest if separator else source)
     if not os.path.exists(path):
-        raise NotFoundError(f"{source} does not exist; name a folder or an official list")
-    if _TAR.fullmatch(path) and os.path.isfile(path):
-        raise InvalidInputError(f"{source}: tar files are not read; unpack it and name the folder")
+        raise NotFoundError(f"{source} does not exist; name a folder, a tar or an official list")
     return path
 
 

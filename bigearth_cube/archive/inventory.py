@@ -55,7 +55,12 @@ class Inventory:
     absent: Sequence[str] = ()
 
 
-def take_stock(archive: Archive, listing: Listing, lists: Sequence[str]) -> Inventory:
+def take_stock(
+    archive: Archive,
+    listing: Listing,
+    lists: Sequence[str],
+    read: Callable[[str], bytes] = read_file,
+) -> Inventory:
     """Make records of a listing.
 
     Parameters
@@ -66,6 +71,9 @@ def take_stock(archive: Archive, listing: Listing, lists: Sequence[str]) -> Inve
         The folders.
     lists
         Paths of the official lists of this archive.
+    read
+        Gives the bytes of a file: of the JSON of v1, and of one band of a square that no table
+        holds.
 
     Raises
     ------
@@ -78,7 +86,7 @@ def take_stock(archive: Archive, listing: Listing, lists: Sequence[str]) -> Inve
     known = read_lists(archive, lists, s2_ids=s2.keys(), s1_ids=s1.keys())
     stock.absent = known.absent
     s1_of: dict[str, PatchFolder] = {}
-    for s2_id, radar in _pair_s1(archive, s1, known, stock):
+    for s2_id, radar in _pair_s1(archive, s1, known, stock, read):
         if s2_id not in s2:
             reason = f"its Sentinel-2 patch {s2_id!r:.60} is not at hand"
             stock.orphans.append(SetAside(radar.name, radar.path, reason, "s1"))
@@ -103,7 +111,7 @@ def take_stock(archive: Archive, listing: Listing, lists: Sequence[str]) -> Inve
         try:
             if folder is not None:
                 listed = known.patches.get(s2_id, Listed())
-                stock.records.append(_record(parse, folder, *parts, listed, grid))
+                stock.records.append(_record(parse, folder, *parts, listed, grid, read))
                 continue
         except MalformedPatchError as error:
             stock.quarantined.append(SetAside(s2_id, error.file, error.reason, "s2"))
@@ -142,7 +150,11 @@ def _choose(
 
 
 def _pair_s1(
-    archive: Archive, s1: dict[str, list[PatchFolder]], known: Lists, stock: Inventory
+    archive: Archive,
+    s1: dict[str, list[PatchFolder]],
+    known: Lists,
+    stock: Inventory,
+    read: Callable[[str], bytes],
 ) -> Iterable[tuple[str, PatchFolder]]:
     """Yield the name of the Sentinel-2 patch for each Sentinel-1 folder that has one."""
     for name in sorted(s1):
@@ -155,7 +167,7 @@ def _pair_s1(
             s2_id = known.pairs.get(name)
             if s2_id is None and archive == "v1":
                 file = folder.file(METADATA_TAIL)
-                s2_id = parse_s1_metadata(read_file(file))
+                s2_id = parse_s1_metadata(read(file))
         except InvalidInputError as error:
             stock.quarantined.append(SetAside(name, file, str(error), "s1"))
             continue
@@ -191,11 +203,15 @@ class _Told(NamedTuple):
     labels: tuple[str, ...] | None
 
 
-def _parse_v1(folder: PatchFolder, listed: Listed, grid: Grid) -> _Told:
+_Read = Callable[[str], bytes]
+_Parse = Callable[[PatchFolder, Listed, Grid, _Read], _Told]
+
+
+def _parse_v1(folder: PatchFolder, listed: Listed, grid: Grid, read: _Read) -> _Told:
     col, row = parse_v1_name(folder.name)
     file = folder.file(METADATA_TAIL)
     try:
-        metadata = parse_s2_metadata(read_file(file))
+        metadata = parse_s2_metadata(read(file))
         corner = grid.corner(metadata.mgrs, col, row, measure=lambda: metadata.corner)
         _check_corner(metadata, corner)
     except InvalidInputError as error:
@@ -203,25 +219,27 @@ def _parse_v1(folder: PatchFolder, listed: Listed, grid: Grid) -> _Told:
     return _Told(metadata.tile, metadata.mgrs, col, row, metadata.acquired, corner, metadata.labels)
 
 
-def _parse_v2(folder: PatchFolder, listed: Listed, grid: Grid) -> _Told:
-    group = GROUPS["s2/r10m"]
-    b02 = folder.file(folder.tails["B02"])
+def _parse_v2(folder: PatchFolder, listed: Listed, grid: Grid, read: _Read) -> _Told:
+    def measure() -> Corner:
+        return measure_corner(read(folder.file(folder.tails["B02"])), GROUPS["s2/r10m"])
+
     name = parse_v2_name(folder.name)
-    corner = grid.corner(name.mgrs, name.col, name.row, measure=lambda: measure_corner(b02, group))
+    corner = grid.corner(name.mgrs, name.col, name.row, measure=measure)
     _check_labels(listed)
     return _Told(name.tile, name.mgrs, name.col, name.row, name.acquired, corner, listed.labels)
 
 
 def _record(
-    parse: Callable[[PatchFolder, Listed, Grid], _Told],
+    parse: _Parse,
     folder: PatchFolder,
     s1: PatchFolder | None,
     reference: PatchFolder | None,
     listed: Listed,
     grid: Grid,
+    read: _Read,
 ) -> PatchRecord:
     try:
-        told = parse(folder, listed, grid)
+        told = parse(folder, listed, grid, read)
         split = None if listed.split is None else check_split(listed.split)
         s1_id = _s1_id(s1, listed)
     except InvalidInputError as error:

@@ -159,7 +159,7 @@ class Listing:
                 self._add_patch(folder, name, kind)
             elif (kind is not None and not name.startswith(".")) or name.startswith(("S1", "S2")):
                 reason = "the name does not parse as that of a patch"
-                self._set_aside(folder, name, reason, kind or _kind_of(name))
+                self.set_folder_aside(folder, name, reason, kind or _kind_of(name))
         return holds_visited or before != (self.found.total(), len(self.lists))
 
     def _add_patch(self, parent: str, name: str, kind: Kind | None) -> None:
@@ -168,15 +168,32 @@ class Listing:
             files = os.listdir(f"{parent}/{name}")
         except OSError as error:
             reason = f"the folder cannot be listed: {error.strerror}"
-            self._set_aside(parent, name, reason, kind or _kind_of(name))
+            self.set_folder_aside(parent, name, reason, kind or _kind_of(name))
             return
+        self.add_patch(parent, name, files, kind)
+
+    def add_patch(
+        self, parent: str, name: str, files: Sequence[str], kind: Kind | None = None
+    ) -> None:
+        """Add a folder named like a patch, with the names of the files in it.
+
+        Parameters
+        ----------
+        parent, name
+            The folder it lies in, and its own name.
+        files
+            Names of its files.
+        kind
+            What it must be, or None if that is not known.
+        """
         tails = self._tails(name, files)
         kinds = {found_kind for found_kind in KINDS if tails[found_kind]} & _kinds_of(name)
         for found_kind in kinds or {kind or _kind_of(name)}:
             self.found[found_kind] += 1
             self.folders[found_kind].append(PatchFolder(parent, name, tails[found_kind]))
 
-    def _set_aside(self, parent: str, name: str, reason: str, kind: Kind) -> None:
+    def set_folder_aside(self, parent: str, name: str, reason: str, kind: Kind) -> None:
+        """Count a folder that lies where patches lie and is none."""
         self.found[kind] += 1
         # A name may hold bytes that are no UTF-8; what is set aside is written down as text.
         name, parent = (os.fsencode(x).decode(errors="backslashreplace") for x in (name, parent))
@@ -214,6 +231,20 @@ def _kind_of(name: str) -> Kind:
 
 def _kinds_of(name: str) -> set[Kind]:
     return {"s1"} if name.startswith("S1") else {"s2", "reference"}
+
+
+def band_of(tail: str) -> tuple[Kind, str] | None:
+    """Kind and band (or ``"map"``) of what comes after a patch's name in a file name.
+
+    Examples
+    --------
+    >>> band_of("B8A.tif"), band_of("reference_map.tiff"), band_of("labels_metadata.json")
+    (('s2', 'B8A'), ('reference', 'map'), None)
+    """
+    for kind, bands in _sort_tails([tail]).items():
+        for band in bands:
+            return kind, band
+    return None
 
 
 def _sort_tails(tails: Sequence[str]) -> dict[Kind, dict[str, str]]:

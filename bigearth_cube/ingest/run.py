@@ -1,8 +1,8 @@
-"""From an archive to a cube: plan the rows, write shard by shard on Dask, publish.
+"""From an archive to a cube: plan the rows, write shard by shard, publish.
 
-A task is one shard: no two tasks touch the same object, so nothing is locked but the cube. A
-finished shard leaves its account under ``ingest/``; a run that was killed finds it there and
-goes on. Nothing is visible to readers until the root document is put.
+Folders are read on Dask, a task one shard, so no two tasks touch the same object; tars are read as
+streams, in this process. A finished shard leaves its account under ``ingest/``; a run that was
+killed finds it there and goes on. Nothing is visible to readers until the root document is put.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bigearth_cube import stac
-from bigearth_cube.archive import PatchRecord, PatchSource, SetAside, open_archive
+from bigearth_cube.archive import PatchRecord, PatchSource, SetAside, TarSource, open_archive
 from bigearth_cube.archive.base import KINDS, Kind
 from bigearth_cube.archive.catalog_only import open_lists
 from bigearth_cube.cube import Cube, open_cube
@@ -34,6 +34,7 @@ from bigearth_cube.errors import InvalidInputError, MalformedPatchError, NotFoun
 from bigearth_cube.ingest.columns import columns_of
 from bigearth_cube.ingest.plan import Plan, make_plan, row_order
 from bigearth_cube.ingest.shard import VIEWS, ShardAccount, views_of, write_shard
+from bigearth_cube.ingest.stream import faults_in_stream, write_streamed
 from bigearth_cube.lock import lock
 from bigearth_cube.nomenclature import S2_GROUPS, Archive
 from bigearth_cube.release import Release, StoredObject, release_digest, runs_of
@@ -113,16 +114,17 @@ def ingest(
     client: distributed.Client | None = None,
     metadata_only: bool = False,
     require_complete: bool = False,
+    spill: str | None = None,
     break_lock: bool = False,
     progress: Progress | None = None,
 ) -> IngestReport:
-    """Ingest archive folders into a cube; run it again to resume, or to add what is new.
+    """Ingest an archive into a cube; run it again to resume, or to add what is new.
 
     Parameters
     ----------
     sources
-        Folder, or folders and metadata files, of one archive; or anything with ``records`` and
-        ``read``.
+        Folder, or folders and metadata files, of one archive; or its published tars (path or
+        fsspec URL) and metadata files; or anything with ``records`` and ``read``.
     cube_url
         Where the cube lies or will lie.
     storage_options
@@ -135,18 +137,21 @@ def ingest(
         Compression of a new cube: ``"default"`` or ``"fast"``.
     workers
         Dask workers on this machine; as many as cores where it is None. Ignored with
-        ``client``.
+        ``client``. For tars, threads that encode.
     client
-        A Dask client to run on.
+        A Dask client to run on. Tars are streams: this process reads them, whatever the client.
     metadata_only
         Make a cube of official lists alone: items and columns of all their patches, no pixels.
         It takes no pixels later; they go into a cube of their own.
     require_complete
         Refuse a source that lacks patches of its own lists.
+    spill
+        URL for the chunks of tars that do not fit into memory, with the options of the cube;
+        below ``ingest/`` of the cube where it is None. Empty again at the end.
     break_lock
         Take the cube over from a run that holds it.
     progress
-        Told after every shard.
+        Told after every shard, of tars after every view.
 
     Raises
     ------
@@ -181,12 +186,21 @@ def ingest(
         resumed = 0
         if new:
             plan = make_plan(storage, source.archive, cube, new, cube_id=cube_id, profile=profile)
-            done = _begin(storage, plan)
-            resumed = len(done)
-            shards = [*done]
-            if len(done) < len(plan.shards()):
-                with _cluster(client, workers, len(plan.shards()) - resumed) as running:
-                    shards += _write_shards(source, plan, done, running, progress)
+            done = _begin(storage, plan, streamed=isinstance(source, TarSource))
+            resumed = len({account.shard for account in done})
+            if isinstance(source, TarSource):
+                place = storage.child(f"{plan.folder}/spill")
+                if spill is not None:
+                    place = Storage(spill, storage_options)
+                threads = workers or os.cpu_count() or 1
+                shards = write_streamed(
+                    source, plan, done, place, threads=threads, progress=progress
+                )
+            else:
+                shards = [*done]
+                if len(done) < len(plan.shards()):
+                    with _cluster(client, workers, len(plan.shards()) - resumed) as running:
+                        shards += _write_shards(source, plan, done, running, progress)
             # Shards end in any order; what is kept of them must not depend on it.
             shards.sort(key=lambda account: account.shard)
         quarantined = (
@@ -333,19 +347,30 @@ def _set_aside_again(
         for release in cube.releases
         for patch_id in _ids_set_aside(cube.storage, release.name)
     }
-    readable: list[PatchRecord] = []
-    quarantined: list[SetAside] = []
-    orphans: list[SetAside] = []
-    for record in records:
-        if record.id in aside and record.files:
-            try:
-                source.read(record)
-            except MalformedPatchError as error:
-                quarantined.append(SetAside(record.id, error.file, error.reason, "s2"))
-                orphans += views_of(record, "its Sentinel-2 patch is in quarantine")
-                continue
-        readable.append(record)
+    again = [record for record in records if record.id in aside and record.files]
+    faults = {error.patch_id: error for error in _faults(source, again)}
+    readable = [record for record in records if record.id not in faults]
+    quarantined = [SetAside(e.patch_id, e.file, e.reason, "s2") for e in faults.values()]
+    orphans = [
+        view
+        for record in again
+        if record.id in faults
+        for view in views_of(record, "its Sentinel-2 patch is in quarantine")
+    ]
     return readable, quarantined, orphans
+
+
+def _faults(source: PatchSource, records: Sequence[PatchRecord]) -> Iterator[MalformedPatchError]:
+    """Try to read some patches; yield what is wrong with those that cannot be read."""
+    if isinstance(source, TarSource):
+        if records:
+            yield from faults_in_stream(source, records)
+        return
+    for record in records:
+        try:
+            source.read(record)
+        except MalformedPatchError as error:
+            yield error
 
 
 def _ids_set_aside(storage: Storage, release: str) -> list[str]:
@@ -379,7 +404,7 @@ def _finish(
     accounts: Sequence[ShardAccount],
 ) -> Cube:
     """Write columns, items and documents, then publish."""
-    assert sorted(a.shard for a in accounts) == plan.shards()
+    assert {a.shard for a in accounts} == set(plan.shards())
     void = {row for account in accounts for row in account.void}
     rows = np.array(
         [plan.start + i for i in range(len(plan.records)) if plan.start + i not in void], np.int64
@@ -458,7 +483,7 @@ def _put_descriptions(
     put("intake.yaml", stac.intake_catalog().encode())
 
 
-def _begin(storage: Storage, plan: Plan) -> list[ShardAccount]:
+def _begin(storage: Storage, plan: Plan, *, streamed: bool) -> list[ShardAccount]:
     """Record the plan, or find the same plan and what a run that did not end finished of it."""
     key = f"{plan.folder}/plan.json"
     document = {"digest": plan.digest(), "patches": len(plan.records)}
@@ -474,8 +499,10 @@ def _begin(storage: Storage, plan: Plan) -> list[ShardAccount]:
         ShardAccount.from_bytes(storage.read(key))
         for key, _ in storage.list(f"{plan.folder}/shards")
     )
+    if streamed:
+        return [account for account in found_done if account.kind is not None]
     # A shard with a fault is read again: its files may have been repaired since.
-    return [account for account in found_done if not account.quarantined]
+    return [a for a in found_done if a.kind is None and not a.quarantined]
 
 
 def _write_shards(

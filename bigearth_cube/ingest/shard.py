@@ -27,7 +27,10 @@ VIEWS: Mapping[Kind, str] = {"s1": S1_GROUP.path, "reference": MAP_GROUP.path}
 
 @dataclass(frozen=True, slots=True)
 class ShardAccount:
-    """What one task did: kept under ``ingest/`` and read again by a resumed run."""
+    """What became of one shard: kept under ``ingest/`` and read again by a resumed run.
+
+    A stream gives a shard kind by kind, each with an account of its own.
+    """
 
     shard: int
     void: tuple[int, ...]  # rows of the release whose patch could not be read
@@ -36,6 +39,12 @@ class ShardAccount:
     quarantined: tuple[SetAside, ...]
     orphans: tuple[SetAside, ...]
     objects: tuple[StoredObject, ...]
+    kind: Kind | None = None  # of a stream's account; None where the shard was written whole
+
+    @property
+    def key(self) -> str:
+        """Name of the object it is kept in."""
+        return f"{self.shard:06d}{f'-{self.kind}' if self.kind else ''}.json"
 
     def to_bytes(self) -> bytes:
         """JSON as it is kept under ``ingest/``."""
@@ -58,6 +67,7 @@ class ShardAccount:
             quarantined=aside["quarantined"],
             orphans=aside["orphans"],
             objects=objects,
+            kind=document["kind"],
         )
 
 
@@ -108,7 +118,7 @@ def write_shard(
         orphans=tuple(orphans),
         objects=tuple(objects),
     )
-    writer.storage.write(f"{folder}/shards/{shard:06d}.json", account.to_bytes())
+    writer.storage.write(f"{folder}/shards/{account.key}", account.to_bytes())
     return account
 
 

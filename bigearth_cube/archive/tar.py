@@ -1,0 +1,259 @@
+"""The published tars, read as streams: planned from lists or from a first pass, never unpacked."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from bigearth_cube.archive.base import KINDS, Kind, Patch, PatchRecord, SetAside
+from bigearth_cube.archive.inventory import Inventory, take_stock
+from bigearth_cube.archive.listing import Listing, band_of
+from bigearth_cube.archive.metadata import METADATA_TAIL
+from bigearth_cube.archive.names import (
+    PUBLISHED_FOLDERS,
+    archive_of,
+    is_s1_patch,
+    is_scene,
+    parse_v2_name,
+)
+from bigearth_cube.archive.pixels import BANDS
+from bigearth_cube.archive.tarstream import SUFFIXES, Member, members
+from bigearth_cube.errors import InvalidInputError
+from bigearth_cube.nomenclature import Archive, square_origins
+
+_B02: Final = "B02.tif"
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The files of one patch of one kind, as they came out of a tar.
+
+    Attributes
+    ----------
+    kind
+        ``"s2"``, ``"s1"`` or ``"reference"``.
+    name
+        Name of the patch.
+    folder
+        URL of the tar and path of the folder in it.
+    contents
+        Band (or ``"map"``) to the bytes of its file; a band may be missing.
+    files
+        Band to the path of its file, for messages.
+    """
+
+    kind: Kind
+    name: str
+    folder: str
+    contents: dict[str, bytes]
+    files: dict[str, str]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every band is there."""
+        return len(self.contents) == len(BANDS[self.kind])
+
+    def read(self, path: str) -> bytes:
+        """Bytes of one of its files."""
+        return next(self.contents[band] for band, file in self.files.items() if file == path)
+
+
+class TarSource:
+    """The patches in the published tars of one archive.
+
+    The tars are read once for their names (and for the JSON of v1), so that rows can be planned,
+    and once for their pixels. They have no random access: ``views`` gives the pixels in the order
+    in which they come.
+
+    Attributes
+    ----------
+    archive
+        ``"v1"`` or ``"v2"``.
+    """
+
+    def __init__(self, archive: Archive, tars: Sequence[str], lists: Sequence[str]) -> None:
+        self.archive: Archive = archive
+        self._tars = tuple(tars)
+        self._lists = tuple(lists)
+        self._found: Counter[str] = Counter()
+        self._inventory: Inventory | None = None
+
+    def __repr__(self) -> str:
+        return f"TarSource({self.archive!r}, {list(self._tars)!r})"
+
+    def records(self) -> Iterator[PatchRecord]:
+        """Yield each patch once, sorted by name."""
+        yield from self._take_stock().records
+
+    def read(self, record: PatchRecord) -> Patch:
+        """Refuse: a tar is read from end to end, by ``views``.
+
+        Raises
+        ------
+        InvalidInputError
+            Always.
+        """
+        raise InvalidInputError(f"{record.id} lies in a tar, which has no random access")
+
+    def views(self) -> Iterator[View]:
+        """Yield every view in the order of the tars; one that lacks a band comes last in its tar.
+
+        Raises
+        ------
+        InvalidInputError
+            If a tar is damaged or ends in the middle.
+        StorageError
+            If it cannot be read.
+        """
+        for url in self._tars:
+            begun: dict[tuple[str, Kind], View] = {}
+            for member in members(url):
+                place = _place(url, member.path)
+                if place is None:
+                    continue
+                parent, name, tail = place
+                found = band_of(tail)
+                if found is None:
+                    continue
+                kind, band = found
+                key = f"{parent}/{name}", kind
+                view = begun.get(key)
+                if view is None:
+                    view = begun[key] = View(kind, name, key[0], {}, {})
+                view.contents[band] = member.data
+                view.files[band] = f"{key[0]}/{name}_{tail}"
+                if view.complete:
+                    yield begun.pop(key)
+            yield from begun.values()
+
+    def found(self) -> Mapping[Kind, int]:
+        """Count the patch folders of each kind."""
+        self._take_stock()
+        return {kind: self._found[kind] for kind in KINDS}
+
+    def orphans(self) -> Sequence[SetAside]:
+        """Sentinel-1 patches and reference maps that pair with no record."""
+        return self._take_stock().orphans
+
+    def quarantined(self) -> Sequence[SetAside]:
+        """Patches that make no record, and Sentinel-1 patches and maps that cannot be paired."""
+        return self._take_stock().quarantined
+
+    def absent(self) -> Sequence[str]:
+        """Names that the official lists hold and the tars lack, sorted."""
+        return self._take_stock().absent
+
+    def _take_stock(self) -> Inventory:
+        if self._inventory is None:
+            names = _Names()
+            for url in self._tars:
+                for member in members(url):
+                    names.add(url, member)
+            listing = names.listing()
+            if listing.found.total() == 0:
+                raise InvalidInputError(
+                    f"{', '.join(self._tars)}: no patch in it; expected folders such as "
+                    f"BigEarthNet-S2/<tile>/<patch> with GeoTIFFs"
+                )
+            self._found = listing.found
+            self._inventory = take_stock(self.archive, listing, self._lists, names.read)
+        return self._inventory
+
+
+class _Names:
+    """What a pass over the names in a tar finds, and the few files whose content is needed."""
+
+    def __init__(self) -> None:
+        self._files: dict[tuple[str, str], tuple[str, ...]] = {}
+        self._odd: dict[tuple[str, str], Kind] = {}
+        self._contents: dict[str, bytes] = {}
+        self._measured: dict[str, str] = {}  # new square to the patch whose B02 is kept
+        self._known = square_origins()
+
+    def add(self, url: str, member: Member) -> None:
+        place = _place(url, member.path)
+        if place is None:
+            self._add_odd(url, member.path)
+            return
+        parent, name, tail = sys.intern(place[0]), place[1], place[2]
+        before = self._files.get((parent, name), ())
+        self._files[parent, name] = (*before, sys.intern(tail))
+        if tail == METADATA_TAIL:
+            self._contents[f"{parent}/{name}/{name}_{tail}"] = member.data
+        elif tail == _B02 and archive_of(name) == "v2":
+            self._keep_if_new_square(parent, name, member.data)
+
+    def _keep_if_new_square(self, parent: str, name: str, data: bytes) -> None:
+        try:
+            square = parse_v2_name(name).mgrs
+        except InvalidInputError:
+            return  # the inventory says so of every such patch
+        if square not in self._known and name <= self._measured.get(square, name):
+            self._measured[square] = name
+            self._contents[f"{parent}/{name}/{name}_{_B02}"] = data
+
+    def _add_odd(self, url: str, path: str) -> None:
+        """Note a folder that lies where patches lie and is none."""
+        parts = path.split("/")
+        kind = next((PUBLISHED_FOLDERS[p] for p in parts[:-1] if p in PUBLISHED_FOLDERS), None)
+        if kind is not None and band_of(parts[-1].rpartition("_")[2]) is not None:
+            self._odd["/".join([url, *parts[:-2]]), parts[-2]] = kind
+
+    def read(self, path: str) -> bytes:
+        if path not in self._contents:
+            raise InvalidInputError("is missing")
+        return self._contents[path]
+
+    def listing(self) -> Listing:
+        listing = Listing()
+        for (parent, name), tails in self._files.items():
+            listing.add_patch(parent, name, [f"{name}_{tail}" for tail in tails])
+        for (parent, name), kind in self._odd.items():
+            reason = "the name does not parse as that of a patch"
+            listing.set_folder_aside(parent, name, reason, kind)
+        return listing
+
+
+def _place(url: str, path: str) -> tuple[str, str, str] | None:
+    """Parent folder, patch name and rest of the file name; None where the file is of no patch."""
+    parent, _, file = path.rpartition("/")
+    above, _, name = parent.rpartition("/")
+    if not file.startswith(f"{name}_") or not (archive_of(name) or is_s1_patch(name)):
+        return None
+    return (f"{url}/{above}" if above else url), name, file[len(name) + 1 :]
+
+
+def is_tar(source: str) -> bool:
+    """Whether a source is named like a tar."""
+    return source.endswith(SUFFIXES)
+
+
+def archive_of_tar(url: str) -> Archive:
+    """Archive of the first patch in a tar.
+
+    Raises
+    ------
+    NotFoundError
+        If there is no such object.
+    InvalidInputError
+        If it is no tar, or holds no patch.
+    StorageError
+        If it cannot be read.
+    """
+    for member in members(url):
+        place = _place(url, member.path)
+        if place is None:
+            continue
+        parent, name, _ = place
+        version = archive_of(name)
+        if version is not None:
+            return version
+        # Sentinel-1 patches are named alike; v2 has them in folders of their scenes.
+        return "v2" if is_scene(os.path.basename(parent)) else "v1"
+    raise InvalidInputError(
+        f"{url}: no patch in it; expected folders such as BigEarthNet-S2/<tile>/<patch>"
+    )

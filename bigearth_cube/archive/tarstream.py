@@ -1,0 +1,166 @@
+"""The files of a tar archive, one after the other, as the stream delivers them.
+
+``tarfile`` takes 115 us a member, so 12.6 minutes for the 6.6 million files of one archive; headers
+are read here by hand in a fifth of that, and held to ``tarfile`` in tests. Long names come as GNU
+tar, POSIX (pax) and ustar write them.
+"""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterator
+from contextlib import ExitStack
+from io import BufferedReader
+from typing import BinaryIO, Final, NamedTuple, cast
+
+import fsspec
+import zstandard
+
+from bigearth_cube.errors import InvalidInputError, NotFoundError, StorageError
+
+SUFFIXES: Final = (".tar", ".tar.gz", ".tgz", ".tar.zst")
+_BLOCK: Final = 512
+_READ_BYTES: Final = 1 << 20
+_REMOTE_BYTES: Final = 1 << 24  # a request; at 64 KB the round trips would be all there is
+_FILE_TYPES: Final = (b"0", b"\0", b"7")
+_MAX_HEADER_BYTES: Final = 1 << 20
+
+
+class Member(NamedTuple):
+    """One regular file.
+
+    Attributes
+    ----------
+    path
+        In the archive, without a leading ``./``.
+    data
+        All of it.
+    """
+
+    path: str
+    data: bytes
+
+
+def members(url: str) -> Iterator[Member]:
+    """Yield the regular files of a tar, in its order, reading it once from end to end.
+
+    Parameters
+    ----------
+    url
+        Path or any fsspec URL; gzip and zstd (any number of frames) are told by the suffix.
+
+    Raises
+    ------
+    NotFoundError
+        If there is no such object.
+    InvalidInputError
+        If it is no tar, is damaged, or ends in the middle.
+    StorageError
+        If storage refuses or cannot be reached.
+    """
+    with ExitStack() as opened:
+        stream = _decompressed(url, opened)
+        try:
+            yield from _members(stream)
+        except (zstandard.ZstdError, gzip.BadGzipFile, EOFError, ValueError) as error:
+            raise InvalidInputError(
+                f"{url} is damaged or not the tar its name says ({error}); fetch it again"
+            ) from None
+        except FileNotFoundError:
+            raise NotFoundError(f"{url} does not exist") from None
+        except OSError as error:
+            raise StorageError(f"{url} cannot be read: {error}; run again") from error
+
+
+def _decompressed(url: str, opened: ExitStack) -> BinaryIO:
+    remote = {} if "://" not in url else {"block_size": _REMOTE_BYTES, "cache_type": "readahead"}
+    try:
+        files, path = fsspec.url_to_fs(url)
+        raw = opened.enter_context(files.open(path, "rb", **remote))
+    except FileNotFoundError:
+        raise NotFoundError(f"{url} does not exist") from None
+    except (OSError, ValueError, ImportError) as error:
+        raise StorageError(f"{url} cannot be opened: {error}") from error
+    if url.endswith(".zst"):
+        # The archives were compressed with --long: the window may be up to 2 GiB.
+        decompressor = zstandard.ZstdDecompressor(max_window_size=2**31)
+        reader = decompressor.stream_reader(raw, read_size=_READ_BYTES, read_across_frames=True)
+        raw = opened.enter_context(reader)
+    elif url.endswith(("gz", ".tgz")):
+        raw = opened.enter_context(gzip.GzipFile(fileobj=raw))
+    return cast("BinaryIO", BufferedReader(raw, _READ_BYTES))
+
+
+def _members(stream: BinaryIO) -> Iterator[Member]:
+    path: str | None = None  # said by a header that stands before the file's own
+    size: int | None = None
+    while header := _header(stream):
+        kind, stored = header[156:157], _number(header[124:136])
+        if kind in (b"L", b"K", b"x", b"g"):
+            text = _body(stream, stored, most=_MAX_HEADER_BYTES)
+            if kind == b"L":
+                path = _text(text)
+            elif kind == b"x":
+                said = _pax(text)
+                path = said.get("path", path)
+                size = int(said["size"]) if "size" in said else size
+            continue
+        name = path if path is not None else _name(header)
+        data = _body(stream, stored if size is None else size)
+        path = size = None
+        if kind in _FILE_TYPES and not name.endswith("/"):
+            yield Member(name.removeprefix("./"), data)
+
+
+def _header(stream: BinaryIO) -> bytes | None:
+    """Return the next header; None at the end of the archive."""
+    header = stream.read(_BLOCK)
+    if header == bytes(_BLOCK):
+        return None
+    if len(header) < _BLOCK:
+        raise ValueError("it ends in the middle of a header")
+    claimed = _number(header[148:156])
+    if sum(header) - sum(header[148:156]) + 8 * ord(" ") != claimed:
+        raise ValueError("the checksum of a header does not match")
+    return header
+
+
+def _body(stream: BinaryIO, size: int, *, most: int | None = None) -> bytes:
+    if size < 0 or (most is not None and size > most):
+        raise ValueError(f"a header claims {size} bytes")
+    padded = -(-size // _BLOCK) * _BLOCK
+    data = stream.read(padded)
+    if len(data) < padded:
+        raise ValueError("it ends in the middle of a file")
+    return data[:size]
+
+
+def _number(field: bytes) -> int:
+    if field[0] & 0x80:  # GNU: numbers that octal digits cannot hold, in base 256
+        return int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big")
+    digits = field.strip(b" \0")
+    return int(digits, 8) if digits else 0
+
+
+def _name(header: bytes) -> str:
+    name = _text(header[:100])
+    prefix = _text(header[345:500]) if header[257:263] == b"ustar\0" else ""
+    return f"{prefix}/{name}" if prefix else name
+
+
+def _text(field: bytes) -> str:
+    return field.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+
+
+def _pax(text: bytes) -> dict[str, str]:
+    """Parse a POSIX extended header: lines of length, blank, key, ``=`` and value."""
+    said = {}
+    while text:
+        length, _, rest = text.partition(b" ")
+        record = rest[: int(length) - len(length) - 1]
+        key, _, value = record.rstrip(b"\n").partition(b"=")
+        if not key:
+            raise ValueError("an extended header does not parse")
+        said[key.decode()] = value.decode("utf-8", "surrogateescape")
+        text = text[int(length) :]
+    return said

@@ -1,0 +1,410 @@
+"""Tars read as streams: the same cube as from folders, whatever comes in whatever order."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import random
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bigearth_cube.archive import open_archive
+from bigearth_cube.archive.synthetic import write_archive
+from bigearth_cube.archive.tar import TarSource, View
+from bigearth_cube.archive.tarstream import members
+from bigearth_cube.cube import open_cube
+from bigearth_cube.errors import InvalidInputError, NotFoundError
+from bigearth_cube.ingest import IngestReport, assemble, ingest, stream
+from bigearth_cube.storage import Storage
+
+Files = dict[str, bytes]
+
+V2 = ("BigEarthNet-S2", "BigEarthNet-S1", "Reference_Maps")
+V1 = ("BigEarthNet-v1.0", "BigEarthNet-S1-v1.0")
+
+
+def tar_bytes(files: Files, format: int = tarfile.GNU_FORMAT) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=format) as tar:
+        for path, data in files.items():
+            member = tarfile.TarInfo(path)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def write_tar(path: Path, files: Files) -> str:
+    data = tar_bytes(files)
+    if path.suffix == ".zst":
+        data = zstandard.compress(data, 1)
+    elif path.suffix == ".gz":
+        data = gzip.compress(data, 1)
+    path.write_bytes(data)
+    return str(path)
+
+
+def files_of(folder: Path) -> Files:
+    """Every file below a folder, sorted by its path from the folder's parent."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder.parent)): path.read_bytes() for path in paths}
+
+
+paths = st.lists(
+    st.text(st.characters(codec="utf-8", exclude_characters="\0/"), min_size=1, max_size=90).filter(
+        lambda part: part not in (".", "..") and part == part.strip()
+    ),
+    min_size=1,
+    max_size=4,
+).map("/".join)
+
+
+@given(
+    files=st.dictionaries(paths, st.binary(max_size=1500), max_size=6),
+    format=st.sampled_from([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]),
+)
+def test_members_are_those_that_tarfile_finds(
+    files: Files, format: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.mktemp("tar") / "a.tar"
+    path.write_bytes(tar_bytes(files, format))
+    with tarfile.open(path) as tar:
+        expected = [(m.name, tar.extractfile(m).read()) for m in tar if m.isfile()]  # type: ignore[union-attr]
+    assert list(members(str(path))) == expected
+
+
+def test_names_in_two_fields_links_and_folders(tmp_path: Path) -> None:
+    long = f"{'a' * 90}/{'b' * 90}"
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, kind in (("d", tarfile.DIRTYPE), ("l", tarfile.SYMTYPE), (long, tarfile.REGTYPE)):
+            member = tarfile.TarInfo(name)
+            member.type = kind
+            tar.addfile(member)
+    assert [member.path for member in members(str(path))] == [long]
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+def test_zstd_of_any_number_of_frames_and_gzip(tmp_path: Path, frames: int) -> None:
+    data = tar_bytes({"a": b"1" * 5000, "b": b"2"})
+    step = -(-len(data) // frames)
+    parts = [zstandard.compress(data[i : i + step]) for i in range(0, len(data), step)]
+    (tmp_path / "x.tar.zst").write_bytes(b"".join(parts))
+    (tmp_path / "x.tar.gz").write_bytes(gzip.compress(data))
+    for name in ("x.tar.zst", "x.tar.gz"):
+        assert [m.path for m in members(str(tmp_path / name))] == ["a", "b"]
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz", ".tar.zst"])
+def test_a_tar_that_ends_early_or_is_none_is_refused_with_its_name(
+    tmp_path: Path, suffix: str
+) -> None:
+    path = tmp_path / f"x{suffix}"
+    write_tar(path, {f"file-{i}": random.Random(i).randbytes(3000) for i in range(5)})
+    whole = path.read_bytes()
+    for cut in (0, 1, 700, len(whole) // 2):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(InvalidInputError, match=f"x{suffix} is damaged or not the tar"):
+            list(members(str(path)))
+    path.write_bytes(b"no tar at all" * 100)
+    with pytest.raises(InvalidInputError, match="damaged or not the tar"):
+        list(members(str(path)))
+    with pytest.raises(NotFoundError, match="does not exist"):
+        list(members(str(tmp_path / f"none{suffix}")))
+
+
+@pytest.fixture(scope="module")
+def archives(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Synthetic archives of both versions, as folders ``v1`` and ``v2``."""
+    folder = tmp_path_factory.mktemp("archives")
+    for version in ("v1", "v2"):
+        write_archive(folder / version, archive=version, n_patches=300, seed=4, workers=1)  # type: ignore[arg-type]
+    return folder
+
+
+def lists_of(folder: Path) -> list[str]:
+    return [str(path) for path in sorted(folder.iterdir()) if path.is_file()]
+
+
+@pytest.fixture(scope="module")
+def tars(archives: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[str]]:
+    """Gives the tars of a version, and its lists."""
+    folder = tmp_path_factory.mktemp("tars")
+    for version, names, suffix in (("v1", V1, ".tar.gz"), ("v2", V2, ".tar.zst")):
+        for name in names:
+            write_tar(folder / f"{name}{suffix}", files_of(archives / version / name))
+
+    def of(version: str) -> list[str]:
+        names, suffix = (V1, ".tar.gz") if version == "v1" else (V2, ".tar.zst")
+        return [str(folder / f"{n}{suffix}") for n in names] + lists_of(archives / version)
+
+    return of
+
+
+def stored(url: str) -> dict[str, bytes]:
+    """Every object of a cube that does not name its files or the time."""
+    storage = Storage(url)
+    return {
+        key: storage.read(key)
+        for key, _ in storage.list()
+        if not key.startswith("ingest/") and key != "cube.zarr/zarr.json"
+    }
+
+
+def assert_balanced(report: IngestReport) -> None:
+    for kind, account in report.accounts.items():
+        assert account.balanced, kind
+
+
+@pytest.fixture(scope="module")
+def from_folders(archives: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Cubes of the folders, by version."""
+    urls = {}
+    for version in ("v1", "v2"):
+        urls[version] = str(tmp_path_factory.mktemp("cubes") / version)
+        ingest([str(archives / version)], urls[version], workers=2)
+    return urls
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_tars_give_the_cube_that_folders_give(
+    version: str,
+    tars: Callable[[str], list[str]],
+    from_folders: dict[str, str],
+    tmp_path: Path,
+) -> None:
+    told: list[tuple[int, int]] = []
+    report = ingest(tars(version), str(tmp_path), progress=lambda *now: told.append(now))
+    assert_balanced(report)
+    assert report.accounts["s2"].found == report.accounts["s1"].ingested == 300
+    assert stored(str(tmp_path)) == stored(from_folders[version])
+    cube = open_cube(str(tmp_path))
+    assert [fault for _, fault in cube.verify(cube.recorded_objects()) if fault] == []
+    assert told[-1] == (told[-1][1],) * 2
+    assert told[-1][1] == (900 if version == "v2" else 600)
+    again = ingest(tars(version), str(tmp_path))
+    assert again.release is None
+    assert_balanced(again)
+
+
+def shuffled(files: Files, seed: int) -> Files:
+    names = list(files)
+    random.Random(seed).shuffle(names)
+    return {name: files[name] for name in names}
+
+
+@pytest.mark.parametrize("memory_bytes", [1, 30 << 20])
+def test_no_memory_and_no_order_give_the_same_bytes_and_leave_nothing_spilled(
+    memory_bytes: int,
+    archives: Path,
+    from_folders: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(assemble, "MEMORY_BYTES", memory_bytes)
+    spilled: list[str] = []
+    write = assemble.Assembler._write_spilled
+
+    def noted(self: assemble.Assembler, number: int, encoded: Any) -> None:
+        spilled.append(f"{self._kind}/{number}")
+        write(self, number, encoded)
+
+    monkeypatch.setattr(assemble.Assembler, "_write_spilled", noted)
+    names = V2 if memory_bytes > 1 else V2[1:2] + V2[:1]
+    files = {path: data for n in names for path, data in files_of(archives / "v2" / n).items()}
+    tar = write_tar(tmp_path / "mixed.tar.zst", shuffled(files, 1))
+    report = ingest(
+        [tar, *lists_of(archives / "v2")], str(tmp_path / "cube"), spill=str(tmp_path / "spill")
+    )
+    assert_balanced(report)
+    assert spilled
+    assert Storage(tmp_path / "spill").list() == []
+    found, expected = stored(str(tmp_path / "cube")), stored(from_folders["v2"])
+    pixels = [key for key in found if "/s2/r" in key or "/s1/r10m/backscatter" in key]
+    assert len(pixels) > 20
+    assert all(found[key] == expected[key] for key in pixels)
+
+
+class KilledError(Exception):
+    """Ends a run in the middle."""
+
+
+@pytest.mark.parametrize("after", [1, 250, 450, 899])
+def test_a_killed_run_goes_on_and_parses_nothing_twice_that_was_kept(
+    after: int,
+    tars: Callable[[str], list[str]],
+    from_folders: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(assemble, "MEMORY_BYTES", 1)  # whatever is not open lies in the spill
+    views = TarSource.views
+
+    def dying(self: TarSource) -> Iterator[View]:
+        for number, view in enumerate(views(self)):
+            if number == after:
+                raise KilledError
+            yield view
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TarSource, "views", dying)
+        with pytest.raises(KilledError):
+            ingest(tars("v2"), str(tmp_path))
+    with pytest.raises(NotFoundError, match="no cube"):
+        open_cube(str(tmp_path))
+    parsed: list[str] = []
+    read = stream.read_view
+
+    def counted(record: Any, kind: Any, *arguments: Any) -> Any:
+        parsed.append(kind)
+        return read(record, kind, *arguments)
+
+    monkeypatch.setattr(stream, "read_view", counted)
+    report = ingest(tars("v2"), str(tmp_path))
+    assert_balanced(report)
+    # At most one open chunk a kind was lost: 64 views.
+    assert 900 - after <= len(parsed) <= 900 - after + 3 * 64
+    assert stored(str(tmp_path)) == stored(from_folders["v2"])
+    assert not [key for key, _ in Storage(tmp_path).list("ingest") if "spill" in key]
+
+
+def test_faults_in_a_tar_are_set_aside_and_the_accounts_balance(
+    archives: Path, tmp_path: Path
+) -> None:
+    files = {p: d for n in V2 for p, d in files_of(archives / "v2" / n).items()}
+    s2 = sorted({p.rsplit("/", 1)[0] for p in files if p.startswith("BigEarthNet-S2")})
+    s1 = sorted({p.rsplit("/", 1)[0] for p in files if p.startswith("BigEarthNet-S1")})
+
+    def file(folder: str, tail: str) -> str:
+        return f"{folder}/{folder.rsplit('/', 1)[1]}_{tail}"
+
+    files[file(s2[0], "B04.tif")] = files[file(s2[0], "B04.tif")][:500]
+    del files[file(s2[1], "B8A.tif")]
+    files[file(s1[2], "VH.tif")] = b""
+    odd = "BigEarthNet-S2/S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP/no_patch_at_all"
+    files[f"{odd}/no_patch_at_all_B02.tif"] = b"x"
+    twice = s2[3].replace("BigEarthNet-S2/", "copy/BigEarthNet-S2/")
+    files |= {p.replace(s2[3], twice): d for p, d in files.items() if p.startswith(f"{s2[3]}/")}
+    tar = write_tar(tmp_path / "all.tar.zst", files)
+    lists = lists_of(archives / "v2")
+    report = ingest([tar, *lists], str(tmp_path / "cube"))
+    assert_balanced(report)
+    assert report.accounts["s2"].found == 302
+    assert report.accounts["s2"].ingested == 298
+    reasons = {q.id: q.reason for q in report.quarantined}
+    assert "lacks B8A" in reasons[s2[1].rsplit("/", 1)[1]]
+    assert "B04" in reasons[s2[0].rsplit("/", 1)[1]]
+    assert "VH" in reasons[s1[2].rsplit("/", 1)[1]]
+    assert "second time" in reasons[s2[3].rsplit("/", 1)[1]]
+    assert "does not parse" in reasons["no_patch_at_all"]
+    assert {o.source for o in report.orphans} == {"s1", "reference"}
+    cube = open_cube(str(tmp_path / "cube"))
+    assert s2[0].rsplit("/", 1)[1] not in cube.items["id"].to_pylist()
+    assert cube.column("s1/r10m/present").sum() == report.accounts["s1"].ingested
+    again = ingest([tar, *lists], str(tmp_path / "cube"))
+    assert again.release is None
+    assert_balanced(again)
+    # Repaired, what was set aside joins.
+    whole = {p: d for n in V2 for p, d in files_of(archives / "v2" / n).items()}
+    write_tar(tmp_path / "all.tar.zst", whole)
+    repaired = ingest([tar, *lists], str(tmp_path / "cube"))
+    assert repaired.release == "r2"
+    assert open_cube(str(tmp_path / "cube")).n_patches == 300
+
+
+def test_without_lists_v2_has_no_labels_and_v1_has_those_of_its_json(
+    tars: Callable[[str], list[str]], tmp_path: Path
+) -> None:
+    v2 = ingest(tars("v2")[:1], str(tmp_path / "v2"))
+    assert (v2.n_rows, v2.n_unlabeled) == (300, 300)
+    v1 = ingest(tars("v1")[:2], str(tmp_path / "v1"))
+    assert (v1.n_rows, v1.n_unlabeled) == (300, 0)
+    assert v1.accounts["s1"].ingested == 300
+
+
+def test_a_tar_is_read_from_any_url(
+    tars: Callable[[str], list[str]],
+    from_folders: dict[str, str],
+    bucket: str,
+    s3_options: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3_options["key"])
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3_options["secret"])
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_options["endpoint_url"])
+    sources = []
+    for path in tars("v2"):
+        if path.endswith(".zst"):
+            sources.append(f"{bucket}/{Path(path).name}")
+            with fsspec.open(sources[-1], "wb") as file:
+                file.write(Path(path).read_bytes())
+        else:
+            sources.append(path)
+    ingest(sources, f"{bucket}/cube")
+    cube = open_cube(f"{bucket}/cube")
+    expected = open_cube(from_folders["v2"])
+    assert cube.release.digest == expected.release.digest
+    key = f"cube.zarr/{cube.pixel_layout('s2/r10m').key(0)}"
+    assert cube.storage.read(key) == expected.storage.read(key)
+
+
+@pytest.mark.parametrize(
+    ("sources", "message"),
+    [
+        (["TAR2", "FOLDER"], "name folders or tars, not both"),
+        (["TAR2", "TAR1"], "each has its own cube"),
+        (["EMPTY"], "no patch in it"),
+        (["/no/such.tar.zst"], "does not exist"),
+        (["TAR1", "LIST2"], "is a list of v2, but the patches are of v1"),
+    ],
+)
+def test_wrong_sources_are_refused_in_one_line(
+    sources: Sequence[str],
+    message: str,
+    tars: Callable[[str], list[str]],
+    archives: Path,
+    tmp_path: Path,
+) -> None:
+    names = {
+        "TAR1": tars("v1")[0],
+        "TAR2": tars("v2")[0],
+        "LIST2": tars("v2")[-1],
+        "FOLDER": str(archives / "v2"),
+        "EMPTY": write_tar(tmp_path / "empty.tar", {"readme.txt": b"nothing"}),
+    }
+    with pytest.raises((InvalidInputError, NotFoundError), match=message) as caught:
+        open_archive([names.get(source, source) for source in sources])
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.samples
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_real_samples_in_tars_give_the_cube_of_their_folders(
+    version: str, samples: Path, tmp_path: Path
+) -> None:
+    names = V1 if version == "v1" else V2
+    sources = [
+        write_tar(tmp_path / f"{name}.tar.zst", files_of(samples / version / name))
+        for name in names
+    ]
+    lists = lists_of(samples / "metadata")
+    lists = [path for path in lists if path.endswith(".parquet") == (version == "v2")]
+    lists = [path for path in lists if not path.endswith(("ids.csv", "links.csv.bz2"))]
+    folders = [str(samples / version / name) for name in names]
+    by_tar = ingest([*sources, *lists], str(tmp_path / "a"))
+    by_folder = ingest([*folders, *lists], str(tmp_path / "b"))
+    assert_balanced(by_tar)
+    assert by_tar.accounts == by_folder.accounts
+    assert by_tar.n_absent == by_folder.n_absent
+    assert stored(str(tmp_path / "a")) == stored(str(tmp_path / "b"))
+    cube = open_cube(str(tmp_path / "a"))
+    assert np.isfinite(cube.tree["s1/r10m"]["backscatter"].values).any()
