@@ -143,7 +143,7 @@ def synth(
 @click.option(
     "--require-complete", is_flag=True, help="Refuse a source that lacks patches of its own lists."
 )
-@click.option("--break-lock", is_flag=True, help="Take the cube over from a dead run.")
+@click.option("--break-lock", is_flag=True, help="Take the cube over from a run that holds it.")
 @json_option
 def ingest(
     sources: tuple[str, ...],

@@ -403,7 +403,7 @@ class Cube:
         ------
         InvalidInputError
             If the name or the shape is not as described, this is not the newest release of the
-            cube, or another writer holds it.
+            cube, or another writer holds it or takes it over.
         StorageError
             If storage refuses or cannot be reached.
         """
@@ -414,7 +414,7 @@ class Cube:
                 f"vectors are {vectors.shape}, expected ({self.n_rows}, dim): one for every row"
             )
         new = layouts.embedding_documents(model, self.n_rows, vectors.shape[1], attributes or {})
-        with lock(self.storage):
+        with lock(self.storage) as held:
             # Others may have published since this cube was opened.
             now = open_cube(self.storage.url, self.storage.options)
             if now.release != self.release:
@@ -427,6 +427,7 @@ class Cube:
             path = f"embeddings/{model}/vector"
             written += writer.write_column(path, 0, vectors.astype(np.float32))
             writer.record(f"ingest/embeddings/{model}.json", written)
+            held.confirm()
             writer.publish(now.releases)
 
     @property

@@ -27,7 +27,7 @@ from bigearth_cube.errors import InvalidInputError, NotFoundError
 from bigearth_cube.ingest import IngestReport, ingest
 from bigearth_cube.ingest.plan import row_order
 from bigearth_cube.loader.batches import BatchLoader
-from bigearth_cube.lock import LOCK
+from bigearth_cube.lock import LOCK, utc_now
 from bigearth_cube.storage import Storage
 from tests.sources import MemorySource, index_of, pixels_of
 
@@ -235,9 +235,10 @@ def test_two_runs_at_once_are_refused_and_a_dead_one_is_taken_over(
     tmp_path: Path, dask_client: distributed.Client, caplog: pytest.LogCaptureFixture
 ) -> None:
     storage = Storage(tmp_path)
-    other = {"host": "elsewhere", "pid": 7, "since": "2026-01-01"}
+    now = utc_now().isoformat()
+    other = {"host": "elsewhere", "pid": 7, "since": now, "heartbeat": now, "token": "other"}
     storage.write(LOCK, json.dumps(other).encode())
-    with pytest.raises(InvalidInputError, match="process 7 on elsewhere since 2026-01-01"):
+    with pytest.raises(InvalidInputError, match="process 7 on elsewhere since"):
         ingest(MemorySource(5), str(tmp_path), client=dask_client)
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()

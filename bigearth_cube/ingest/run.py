@@ -35,7 +35,7 @@ from bigearth_cube.ingest.columns import columns_of
 from bigearth_cube.ingest.plan import Plan, make_plan, row_order
 from bigearth_cube.ingest.shard import VIEWS, ShardAccount, views_of, write_shard
 from bigearth_cube.ingest.stream import faults_in_stream, write_streamed
-from bigearth_cube.lock import lock
+from bigearth_cube.lock import HeldLock, lock
 from bigearth_cube.nomenclature import S2_GROUPS, Archive
 from bigearth_cube.release import Release, StoredObject, release_digest, runs_of
 from bigearth_cube.shards import Profile
@@ -149,7 +149,7 @@ def ingest(
         URL for the chunks of tars that do not fit into memory, with the options of the cube;
         below ``ingest/`` of the cube where it is None. Empty again at the end.
     break_lock
-        Take the cube over from a run that holds it.
+        Take the cube over from a run that holds it; that run stops before it publishes.
     progress
         Told after every shard, of tars after every view.
 
@@ -158,7 +158,7 @@ def ingest(
     InvalidInputError
         If the source is empty or of another archive than the cube, is not complete though
         that is required, has pixels and the cube has none or the reverse, or another run holds
-        the cube.
+        the cube or takes it over.
     NotFoundError
         If the bucket or a folder does not exist.
     StorageError
@@ -172,7 +172,13 @@ def ingest(
     absent = source.absent()
     _check_source(source, records, absent, require_complete=require_complete)
     # Locked before the cube is looked at: the plan begins where the last release ends.
-    with lock(storage, break_lock=break_lock):
+    with lock(storage, break_lock=break_lock) as held:
+
+        def advance(n_done: int, n_all: int) -> None:
+            held.check()
+            if progress is not None:
+                progress(n_done, n_all)
+
         cube = _existing(storage, source.archive, cube_id)
         _check_pixels(cube, records)
         known = set() if cube is None else set(cube.items["id"].to_pylist())
@@ -194,13 +200,13 @@ def ingest(
                     place = Storage(spill, storage_options)
                 threads = workers or os.cpu_count() or 1
                 shards = write_streamed(
-                    source, plan, done, place, threads=threads, progress=progress
+                    source, plan, done, place, threads=threads, progress=advance
                 )
             else:
                 shards = [*done]
                 if len(done) < len(plan.shards()):
                     with _cluster(client, workers, len(plan.shards()) - resumed) as running:
-                        shards += _write_shards(source, plan, done, running, progress)
+                        shards += _write_shards(source, plan, done, running, advance)
             # Shards end in any order; what is kept of them must not depend on it.
             shards.sort(key=lambda account: account.shard)
         quarantined = (
@@ -217,7 +223,7 @@ def ingest(
         ingested.subtract(view.source for view in late)
         accounts = _balance(source.found(), ingested, orphans, quarantined)
         if plan is not None:
-            cube = _finish(storage, source, plan, cube, shards)
+            cube = _finish(storage, source, plan, cube, shards, held)
     assert cube is not None
     return IngestReport(
         cube_url=storage.url,
@@ -402,8 +408,11 @@ def _finish(
     plan: Plan,
     before: Cube | None,
     accounts: Sequence[ShardAccount],
+    held: HeldLock,
 ) -> Cube:
     """Write columns, items and documents, then publish."""
+    # Columns and documents are the first that other runs write too.
+    held.confirm()
     assert {a.shard for a in accounts} == set(plan.shards())
     void = {row for account in accounts for row in account.void}
     rows = np.array(
@@ -460,6 +469,7 @@ def _finish(
     table_all = pa.concat_tables([before.items, table]) if before else table
     _put_descriptions(storage, writer, table_all, releases, put)
     writer.record(f"{plan.folder}/objects.json", objects)
+    held.confirm()
     writer.publish(releases)
     return open_cube(storage.url, storage.options)
 
@@ -510,7 +520,7 @@ def _write_shards(
     plan: Plan,
     done: Sequence[ShardAccount],
     client: distributed.Client,
-    progress: Progress | None,
+    progress: Progress,
 ) -> Iterator[ShardAccount]:
     finished = {account.shard for account in done}
     waiting = iter([shard for shard in plan.shards() if shard not in finished])
@@ -530,8 +540,7 @@ def _write_shards(
     for future in running:
         account = future.result()
         n_done += len(plan.records_of(account.shard))
-        if progress is not None:
-            progress(n_done, len(plan.records))
+        progress(n_done, len(plan.records))
         for shard in waiting:
             running.add(submit(shard))
             break
