@@ -32,7 +32,7 @@ from bigearth_cube.nomenclature import (
     NOMENCLATURES,
     Archive,
 )
-from bigearth_cube.release import Release, StoredObject, runs_of
+from bigearth_cube.release import Release, StoredObject, current_tables, runs_of
 from bigearth_cube.shards import ArrayLayout, array_layout, checksum
 from bigearth_cube.storage import Storage, StorageOptions
 from bigearth_cube.writer import ROOT, ROOT_RECORD, ZARR, CubeWriter
@@ -137,7 +137,11 @@ class Cube:
 
     def filled(self, group: str) -> list[tuple[int, int]]:
         """Return half-open runs of rows whose shards of ``group`` were written."""
-        return [(r.start, r.stop) for r in self.releases if group in r.arrays]
+        own = [(r.start, r.stop) for r in self.releases if group in r.arrays]
+        late = [
+            (start, stop) for r in self.releases for path, start, stop in r.late if path == group
+        ]
+        return sorted(own + late)
 
     @functools.cached_property
     def tree(self) -> xr.DataTree:
@@ -176,7 +180,7 @@ class Cube:
         StorageError
             If storage refuses or cannot be reached.
         """
-        keys = [key for release in self.releases for key in release.tables]
+        keys = current_tables(self.releases)
         return pa.concat_tables([_read_table(self.storage, key) for key in keys])
 
     def search(self, **query: Any) -> searching.Selection:
@@ -237,9 +241,16 @@ class Cube:
         store = zarr.storage.MemoryStore({key: Buffer.from_bytes(b) for key, b in found.items()})
         array: Any = zarr.open_array(store=store, path=f"{ZARR}/{path}", mode="r")
         try:
-            return np.asarray(array[:n_rows])
+            values = np.asarray(array[:n_rows])
         except (ValueError, RuntimeError) as error:
             raise CubeIntegrityError(f"{ZARR}/{path}", f"cannot be decoded ({error})") from None
+        if path.endswith("/present"):
+            # A later release may have added views; to this one they are not there.
+            there = [np.arange(*run) for run in self.filled(path.rpartition("/")[0])]
+            mask = np.zeros(n_rows, bool)
+            mask[np.concatenate([*there, np.empty(0, int)]).astype(int)] = True
+            values = values & mask
+        return values
 
     def _first_written(self, path: str) -> float:
         """First row from which on a column was written; those before it read as fill."""
@@ -516,7 +527,8 @@ def open_cube(
         return Cube(storage, attributes, documents, releases[-1], releases)
     until = releases[: names.index(release) + 1]
     layout = CubeLayout.from_json(attributes["layout"])
-    later = set(layout.groups) - {group for r in until for group in r.arrays}
+    filled = {group for r in until for group in (*r.arrays, *(path for path, *_ in r.late))}
+    later = set(layout.groups) - filled
     layout = replace(layout, groups=tuple(g for g in layout.groups if g not in later))
     attributes = {**attributes, "layout": layout.to_json()}
     documents = layouts.resized(layouts.without_groups(documents, later), until[-1].stop)
@@ -525,7 +537,7 @@ def open_cube(
 
 def _read_table(storage: Storage, key: str) -> pa.Table:
     try:
-        return pq.read_table(io.BytesIO(storage.read(key)))
+        return pq.read_table(pa.BufferReader(storage.read(key)))
     except NotFoundError:
         reason = "object is missing; it was written with the release"
     except pa.ArrowException as error:

@@ -276,13 +276,48 @@ def _asset_column(
         maps = np.array(["map" in r.files for r in records], bool)
         present = {**present, MAP_GROUP.path: maps}
     always = np.ones(len(records), bool)
+    return _assets({path: present.get(path, always) for path in GROUPS})
+
+
+def with_views(
+    table: pa.Table, added: Mapping[str, NDArray[np.bool_]], s1_ids: Mapping[int, str]
+) -> pa.Table:
+    """Say in an items table that the cube has got views of rows that lacked them.
+
+    Parameters
+    ----------
+    table
+        Items, one row a patch.
+    added
+        Group to whether its view was added, shape (patch,) in the order of the table.
+    s1_ids
+        Place in the table to the name of the Sentinel-1 patch that was added.
+
+    Returns
+    -------
+    pyarrow.Table
+        The same rows in the same order.
+    """
+    assets = table["assets"].combine_chunks()
+    there = {path: np.asarray(assets.field(path).is_valid()) for path in GROUPS}
+    masks = {path: mask | added.get(path, False) for path, mask in there.items()}
+    names = table["bec:s1_id"].to_pylist()
+    for place, name in s1_ids.items():
+        names[place] = name
+    for column, values in (("assets", _assets(masks)), ("bec:s1_id", _strings(names))):
+        table = table.set_column(table.column_names.index(column), column, values)
+    return table
+
+
+def _assets(present: Mapping[str, NDArray[np.bool_]]) -> pa.ChunkedArray:
+    """Describe the assets of each patch: null where the group has no view of it."""
     columns = {
-        path: _where(present.get(path, always), _stored_asset(group), _ASSET)
-        for path, group in GROUPS.items()
+        path: _where(present[path], _stored_asset(group), _ASSET) for path, group in GROUPS.items()
     }
+    n_patches = len(next(iter(present.values())))
     chunks = [
         pa.StructArray.from_arrays([c.chunk(i) for c in columns.values()], list(columns))
-        for i in range(len(range(0, len(records), _ROW_GROUP)))
+        for i in range(len(range(0, n_patches, _ROW_GROUP)))
     ]
     return pa.chunked_array(chunks, pa.struct(dict.fromkeys(columns, _ASSET)))
 

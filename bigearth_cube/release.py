@@ -36,7 +36,13 @@ class Release:
     created
         Time of publishing, UTC, ISO 8601.
     digest
-        SHA-256 over its sorted patch ids.
+        SHA-256 over its sorted patch ids, and of the views it added to older rows.
+    late
+        Views that it added to rows of older releases: group, and half-open runs of rows on shard
+        boundaries, whose shards it wrote.
+    restates
+        Whether its tables hold every row up to it, not only its own: those of older releases are
+        of the past then.
     """
 
     name: str
@@ -49,6 +55,8 @@ class Release:
     created: str
     digest: str
     label_arrays: tuple[str, ...] = ()
+    late: tuple[tuple[str, int, int], ...] = ()
+    restates: bool = False
 
     @property
     def n_patches(self) -> int:
@@ -62,6 +70,7 @@ class Release:
         fields["runs"] = tuple((start, stop) for start, stop in fields["runs"])
         for name in ("arrays", "tables", "label_arrays"):
             fields[name] = tuple(fields[name])
+        fields["late"] = tuple((group, start, stop) for group, start, stop in fields["late"])
         return Release(**fields)
 
 
@@ -89,8 +98,14 @@ class StoredObject:
         return StoredObject(key, len(data), checksum(data))
 
 
+def current_tables(releases: Sequence[Release]) -> list[str]:
+    """Keys of the items tables that together hold every row once."""
+    whole = [i for i, release in enumerate(releases) if release.restates]
+    return [key for release in releases[whole[-1] if whole else 0 :] for key in release.tables]
+
+
 def release_digest(patch_ids: Sequence[str]) -> str:
-    """SHA-256 over sorted patch ids, one a line."""
+    """SHA-256 over sorted names, one a line."""
     return hashlib.sha256("\n".join(sorted(patch_ids)).encode()).hexdigest()
 
 

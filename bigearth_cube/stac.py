@@ -29,6 +29,7 @@ from bigearth_cube.items_table import (
     footprints,
     items_table,
     parquet_bytes,
+    with_views,
 )
 from bigearth_cube.nomenclature import (
     ARCHIVES,
@@ -59,6 +60,7 @@ __all__ = [
     "items",
     "items_table",
     "parquet_bytes",
+    "with_views",
 ]
 
 LICENSE: Final = "CDLA-Permissive-1.0"

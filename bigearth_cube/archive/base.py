@@ -140,6 +140,25 @@ class SetAside:
     source: Kind
 
 
+@dataclass(frozen=True, slots=True)
+class Unpaired:
+    """A Sentinel-1 patch or reference map whose Sentinel-2 patch is not at hand.
+
+    Attributes
+    ----------
+    aside
+        What it is, and why it is an orphan here; a cube may hold its row.
+    s2_id
+        Name of its Sentinel-2 patch, or None where no source says.
+    files
+        Path of each of its files, by band.
+    """
+
+    aside: SetAside
+    s2_id: str | None
+    files: Mapping[str, str]
+
+
 @runtime_checkable
 class PatchSource(Protocol):
     """Whatever can name its patches and read one of them can be ingested.

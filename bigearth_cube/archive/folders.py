@@ -6,7 +6,15 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-from bigearth_cube.archive.base import KINDS, Kind, Patch, PatchRecord, PatchSource, SetAside
+from bigearth_cube.archive.base import (
+    KINDS,
+    Kind,
+    Patch,
+    PatchRecord,
+    PatchSource,
+    SetAside,
+    Unpaired,
+)
 from bigearth_cube.archive.geotiff import require_gdal
 from bigearth_cube.archive.inventory import Inventory, take_stock
 from bigearth_cube.archive.listing import Listing, describe_wrong_folder, list_folders
@@ -199,6 +207,10 @@ class FolderSource:
     def orphans(self) -> Sequence[SetAside]:
         """Sentinel-1 patches and reference maps that pair with no record."""
         return self._take_stock().orphans
+
+    def unpaired(self) -> Sequence[Unpaired]:
+        """Those orphans whose Sentinel-2 patch is not at hand: a cube may hold their rows."""
+        return self._take_stock().unpaired
 
     def quarantined(self) -> Sequence[SetAside]:
         """Patches that make no record, and Sentinel-1 patches and maps that cannot be paired."""

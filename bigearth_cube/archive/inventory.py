@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple
 
-from bigearth_cube.archive.base import Kind, PatchRecord, SetAside
+from bigearth_cube.archive.base import Kind, PatchRecord, SetAside, Unpaired
 from bigearth_cube.archive.grid import Corner, Grid
 from bigearth_cube.archive.listing import Listing, PatchFiles, PatchFolder
 from bigearth_cube.archive.lists import Listed, Lists, missing_v2_list, read_lists
@@ -45,6 +45,8 @@ class Inventory:
         Sorted by name; with the Sentinel-1 patches and reference maps that join them.
     orphans, quarantined
         Sorted by kind, name and file.
+    unpaired
+        The orphans whose Sentinel-2 patch is not at hand, with their files.
     absent
         Names that are listed and not at hand, sorted.
     """
@@ -52,7 +54,14 @@ class Inventory:
     records: list[PatchRecord] = field(default_factory=list)
     orphans: list[SetAside] = field(default_factory=list)
     quarantined: list[SetAside] = field(default_factory=list)
+    unpaired: list[Unpaired] = field(default_factory=list)
     absent: Sequence[str] = ()
+
+    def add_unpaired(self, folder: PatchFolder, s2_id: str | None, reason: str, kind: Kind) -> None:
+        """Add an orphan that a cube may have a row for."""
+        aside = SetAside(folder.name, folder.path, reason, kind)
+        self.orphans.append(aside)
+        self.unpaired.append(Unpaired(aside, s2_id, PatchFiles([folder])))
 
 
 def take_stock(
@@ -89,7 +98,7 @@ def take_stock(
     for s2_id, radar in _pair_s1(archive, s1, known, stock, read):
         if s2_id not in s2:
             reason = f"its Sentinel-2 patch {s2_id!r:.60} is not at hand"
-            stock.orphans.append(SetAside(radar.name, radar.path, reason, "s1"))
+            stock.add_unpaired(radar, s2_id, reason, "s1")
         elif (other := _partner(s2_id, s1_of, known)) not in (None, radar.name):
             reason = f"pairs with {s2_id}, which pairs with {other} already"
             stock.quarantined.append(SetAside(radar.name, radar.path, reason, "s1"))
@@ -102,7 +111,7 @@ def take_stock(
             map_of[map_id] = chosen
         elif chosen is not None:
             reason = "no Sentinel-2 patch of this name is at hand"
-            stock.orphans.append(SetAside(map_id, chosen.path, reason, "reference"))
+            stock.add_unpaired(chosen, map_id, reason, "reference")
     parse = _parse_v1 if archive == "v1" else _parse_v2
     grid = Grid()
     for s2_id in sorted(s2):
@@ -172,7 +181,7 @@ def _pair_s1(
             stock.quarantined.append(SetAside(name, file, str(error), "s1"))
             continue
         if s2_id is None:
-            stock.orphans.append(SetAside(name, folder.path, _why_unpaired(known), "s1"))
+            stock.add_unpaired(folder, None, _why_unpaired(known), "s1")
         else:
             yield s2_id, folder
 

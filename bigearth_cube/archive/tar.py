@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from bigearth_cube.archive.base import KINDS, Kind, Patch, PatchRecord, SetAside
+from bigearth_cube.archive.base import KINDS, Kind, Patch, PatchRecord, SetAside, Unpaired
 from bigearth_cube.archive.inventory import Inventory, take_stock
 from bigearth_cube.archive.listing import Listing, band_of
 from bigearth_cube.archive.metadata import METADATA_TAIL
@@ -138,6 +138,10 @@ class TarSource:
     def orphans(self) -> Sequence[SetAside]:
         """Sentinel-1 patches and reference maps that pair with no record."""
         return self._take_stock().orphans
+
+    def unpaired(self) -> Sequence[Unpaired]:
+        """Those orphans whose Sentinel-2 patch is not at hand: a cube may hold their rows."""
+        return self._take_stock().unpaired
 
     def quarantined(self) -> Sequence[SetAside]:
         """Patches that make no record, and Sentinel-1 patches and maps that cannot be paired."""

@@ -90,8 +90,9 @@ class Assembler:
         )
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="bec-encode")
-        self._finished = {account.shard for account in done if account.kind == kind}
-        self.accounts = [account for account in done if account.kind == kind]
+        own = set(plan.shards())
+        self.accounts = [a for a in done if a.kind == kind and a.shard in own]
+        self._finished = {account.shard for account in self.accounts}
         self._chunks = self._expected_chunks()
         self._on_storage: set[int] = set()  # chunks of which something lies in the spill
         self._find_spilled()
@@ -143,8 +144,11 @@ class Assembler:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _expected_chunks(self) -> dict[int, _Chunk]:
-        first, last = self._plan.start // self._chunk_rows, self._plan.stop // self._chunk_rows
-        chunks = {number: _Chunk(expected=0) for number in range(first, last)}
+        chunks = {
+            number: _Chunk(expected=0)
+            for shard in self._plan.shards()
+            for number in self._numbers(shard)
+        }
         needed = {"s2": "B02", "s1": "VV", "reference": "map"}[self._kind]
         for row, record in enumerate(self._plan.records, self._plan.start):
             if needed in record.files:
@@ -353,6 +357,8 @@ class Assembler:
         """Take up the chunks that an earlier run spilled."""
         for key, _ in self._spill.list(self._kind):
             number = int(key.rpartition("/")[2])
+            if number not in self._chunks:
+                continue  # of older rows, or of newer ones: another assembler's
             self._on_storage.add(number)
             if number // self._per_shard in self._finished:
                 self._forget_spilled(number)

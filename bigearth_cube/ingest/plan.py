@@ -25,13 +25,30 @@ from bigearth_cube.writer import CubeWriter
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The rows of one release, decided before any pixel is read."""
+    """The rows of one release, decided before any pixel is read.
+
+    Attributes
+    ----------
+    release
+        Its name.
+    start
+        First row.
+    records
+        A record a row, from ``start`` on.
+    writer
+        Of the cube, at the length it will have.
+    filled
+        Pixel groups that are written.
+    only
+        Shards to write, where they are not all.
+    """
 
     release: str
     start: int
     records: tuple[PatchRecord, ...]
     writer: CubeWriter
     filled: tuple[str, ...]
+    only: tuple[int, ...] | None = None
 
     @property
     def shard_rows(self) -> int:
@@ -50,6 +67,8 @@ class Plan:
 
     def shards(self) -> list[int]:
         """Return the shards to write, one task each; none where there are no pixels."""
+        if self.only is not None:
+            return list(self.only)
         if not self.filled:
             return []
         return list(range(self.start // self.shard_rows, self.stop // self.shard_rows))
@@ -87,6 +106,7 @@ def make_plan(
     *,
     cube_id: str | None,
     profile: Profile,
+    late_groups: Sequence[str] = (),
 ) -> Plan:
     """Lay out the first release of a new cube, or the next one of an existing cube.
 
@@ -104,6 +124,8 @@ def make_plan(
         New patches, in row order.
     cube_id, profile
         Name and compression of a new cube.
+    late_groups
+        Groups in which older rows get views.
     """
     have_files = any(r.files for r in records)
     groups = [g.path for g in S2_GROUPS] if have_files else []
@@ -118,5 +140,5 @@ def make_plan(
         return Plan("r1", 0, tuple(records), writer, filled)
     start = cube.n_rows
     old = CubeWriter(storage, cube.id, cube.layout, cube.documents)
-    writer = old.grown(start + cube.layout.padded(len(records)), filled)
+    writer = old.grown(start + cube.layout.padded(len(records)), (*filled, *late_groups))
     return Plan(f"r{len(cube.releases) + 1}", start, tuple(records), writer, filled)

@@ -8,7 +8,6 @@ killed finds it there and goes on. Nothing is visible to readers until the root 
 from __future__ import annotations
 
 import functools
-import io
 import itertools
 import json
 import os
@@ -26,18 +25,33 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bigearth_cube import stac
-from bigearth_cube.archive import PatchRecord, PatchSource, SetAside, TarSource, open_archive
-from bigearth_cube.archive.base import KINDS, Kind
+from bigearth_cube.archive import (
+    FolderSource,
+    PatchRecord,
+    PatchSource,
+    SetAside,
+    TarSource,
+    open_archive,
+)
+from bigearth_cube.archive.base import KINDS, Kind, Unpaired
 from bigearth_cube.archive.catalog_only import open_lists
 from bigearth_cube.cube import Cube, open_cube
 from bigearth_cube.errors import InvalidInputError, MalformedPatchError, NotFoundError
 from bigearth_cube.ingest.columns import columns_of
+from bigearth_cube.ingest.late import (
+    find_late,
+    late_plans,
+    late_runs,
+    restated_items,
+    write_late_columns,
+    written,
+)
 from bigearth_cube.ingest.plan import Plan, make_plan, row_order
 from bigearth_cube.ingest.shard import VIEWS, ShardAccount, views_of, write_shard
-from bigearth_cube.ingest.stream import faults_in_stream, write_streamed
+from bigearth_cube.ingest.stream import faults_in_stream, write_late, write_streamed
 from bigearth_cube.lock import HeldLock, lock
 from bigearth_cube.nomenclature import S2_GROUPS, Archive
-from bigearth_cube.release import Release, StoredObject, release_digest, runs_of
+from bigearth_cube.release import Release, StoredObject, current_tables, release_digest, runs_of
 from bigearth_cube.shards import Profile
 from bigearth_cube.storage import Storage, StorageOptions
 from bigearth_cube.writer import CubeWriter
@@ -170,7 +184,8 @@ def ingest(
     source = _opened(sources, archive, metadata_only=metadata_only)
     records = list(source.records())
     absent = source.absent()
-    _check_source(source, records, absent, require_complete=require_complete)
+    unpaired = source.unpaired() if isinstance(source, FolderSource | TarSource) else ()
+    _check_source(source, records, unpaired, absent, require_complete=require_complete)
     # Locked before the cube is looked at: the plan begins where the last release ends.
     with lock(storage, break_lock=break_lock) as held:
 
@@ -180,50 +195,73 @@ def ingest(
                 progress(n_done, n_all)
 
         cube = _existing(storage, source.archive, cube_id)
-        _check_pixels(cube, records)
+        if cube is None and not records:
+            raise InvalidInputError(
+                f"only Sentinel-1 patches or reference maps, and no cube at {storage.url} to join "
+                f"them to; ingest their Sentinel-2 patches first"
+            )
+        if records:
+            _check_pixels(cube, records)
         known = set() if cube is None else set(cube.items["id"].to_pylist())
         unknown = [r for r in records if r.id not in known]
         unknown, still_bad, bad_views = _set_aside_again(source, cube, unknown)
         new = sorted(unknown, key=row_order)
         old = [r for r in records if r.id in known]
-        late = [] if cube is None else _late_views(cube, old)
+        late = find_late(cube, old, unpaired)
         plan = None
+        plans: list[Plan] = []
         shards: list[ShardAccount] = []
         resumed = 0
-        if new:
-            plan = make_plan(storage, source.archive, cube, new, cube_id=cube_id, profile=profile)
-            done = _begin(storage, plan, streamed=isinstance(source, TarSource))
+        if new or late.groups:
+            plan = make_plan(
+                storage,
+                source.archive,
+                cube,
+                new,
+                cube_id=cube_id,
+                profile=profile,
+                late_groups=late.groups,
+            )
+            plans = [plan, *late_plans(plan, late)]
+            done = _begin(storage, plans, streamed=isinstance(source, TarSource))
             resumed = len({account.shard for account in done})
+            place = storage.child(f"{plan.folder}/spill")
+            if spill is not None:
+                place = Storage(spill, storage_options)
+            threads = workers or os.cpu_count() or 1
             if isinstance(source, TarSource):
-                place = storage.child(f"{plan.folder}/spill")
-                if spill is not None:
-                    place = Storage(spill, storage_options)
-                threads = workers or os.cpu_count() or 1
                 shards = write_streamed(
-                    source, plan, done, place, threads=threads, progress=advance
+                    source, plans, done, place, threads=threads, progress=advance
                 )
             else:
-                shards = [*done]
-                if len(done) < len(plan.shards()):
-                    with _cluster(client, workers, len(plan.shards()) - resumed) as running:
-                        shards += _write_shards(source, plan, done, running, advance)
+                whole = [account for account in done if account.kind is None]
+                shards = list(whole)
+                if len(whole) < len(plan.shards()):
+                    with _cluster(client, workers, len(plan.shards()) - len(whole)) as running:
+                        shards += _write_shards(source, plan, whole, running, advance)
+                for part in plans[1:]:
+                    shards += write_late(source, part, done, place, threads=threads)
             # Shards end in any order; what is kept of them must not depend on it.
-            shards.sort(key=lambda account: account.shard)
+            shards.sort(key=lambda account: (account.shard, account.kind or ""))
         quarantined = (
             *source.quarantined(),
             *still_bad,
             *(q for shard in shards for q in shard.quarantined),
         )
-        orphans = (*source.orphans(), *late, *bad_views, *(o for s in shards for o in s.orphans))
+        orphans = (
+            *(o for o in source.orphans() if o not in late.joined),
+            *late.refused,
+            *bad_views,
+            *(o for s in shards for o in s.orphans),
+        )
         void = {row for shard in shards for row in shard.void}
-        ingested: Counter[Kind] = Counter({"s2": len(old) + len(new) - len(void)})
+        ingested = Counter(late.present)
+        ingested["s2"] += len(old) + len(new) - len(void)
         for kind in VIEWS:
             ingested[kind] += sum(len(getattr(shard, kind)) for shard in shards)
-        ingested.update(view.source for record in old for view in views_of(record, ""))
-        ingested.subtract(view.source for view in late)
         accounts = _balance(source.found(), ingested, orphans, quarantined)
         if plan is not None:
-            cube = _finish(storage, source, plan, cube, shards, held)
+            cube = _finish(storage, source, plans, cube, shards, orphans, held)
     assert cube is not None
     return IngestReport(
         cube_url=storage.url,
@@ -283,11 +321,12 @@ def _check_pixels(cube: Cube | None, records: Sequence[PatchRecord]) -> None:
 def _check_source(
     source: PatchSource,
     records: Sequence[PatchRecord],
+    unpaired: Sequence[Unpaired],
     absent: Sequence[str],
     *,
     require_complete: bool,
 ) -> None:
-    if not records:
+    if not records and not unpaired:
         reasons = "; ".join(q.reason for q in list(source.quarantined())[:3])
         raise InvalidInputError(
             f"no patch can be read from the source ({reasons or 'it is empty'})"
@@ -381,45 +420,29 @@ def _faults(source: PatchSource, records: Sequence[PatchRecord]) -> Iterator[Mal
 
 def _ids_set_aside(storage: Storage, release: str) -> list[str]:
     data = storage.read(f"ingest/{release}/quarantine.parquet")
-    return [str(i) for i in pq.read_table(io.BytesIO(data))["id"].to_pylist()]
-
-
-def _late_views(cube: Cube, old: Sequence[PatchRecord]) -> list[SetAside]:
-    """Name views of rows that were published without them: kept and counted, not lost."""
-    if not any(set(r.files) & {"VV", "VH", "map"} for r in old):
-        return []
-    rows = dict(zip(cube.items["id"].to_pylist(), cube.items["bec:row"].to_pylist(), strict=True))
-    present = {
-        kind: cube.column(f"{path}/present") if path in cube.documents else None
-        for kind, path in VIEWS.items()
-    }
-    late = []
-    for record in old:
-        for view in views_of(record, "its row was published without it"):
-            column = present[view.source]
-            if column is None or not column[rows[record.id]]:
-                late.append(view)
-    return late
+    return [str(i) for i in pq.read_table(pa.BufferReader(data))["id"].to_pylist()]
 
 
 def _finish(
     storage: Storage,
     source: PatchSource,
-    plan: Plan,
+    plans: Sequence[Plan],
     before: Cube | None,
     accounts: Sequence[ShardAccount],
+    orphans: Sequence[SetAside],
     held: HeldLock,
 ) -> Cube:
     """Write columns, items and documents, then publish."""
     # Columns and documents are the first that other runs write too.
     held.confirm()
-    assert {a.shard for a in accounts} == set(plan.shards())
+    plan, late = plans[0], plans[1:]
+    assert {a.shard for a in accounts} == {shard for p in plans for shard in p.shards()}
     void = {row for account in accounts for row in account.void}
     rows = np.array(
         [plan.start + i for i in range(len(plan.records)) if plan.start + i not in void], np.int64
     )
     records = [plan.records[row - plan.start] for row in rows]
-    if not records:
+    if plan.records and not records:
         raise InvalidInputError(
             f"all {len(plan.records)} patches are in quarantine; the first: "
             f"{accounts[0].quarantined[0].reason}"
@@ -427,8 +450,12 @@ def _finish(
     writer = plan.writer
     objects = [o for account in accounts for o in account.objects]
     objects += writer.put_documents(writer.documents)
-    for path, values in columns_of(plan, records, rows, accounts).items():
-        objects += writer.write_column(path, plan.start, values)
+    if before is not None:
+        objects += write_late_columns(late, accounts, before)
+    new_accounts = [a for a in accounts if a.shard in set(plan.shards())]
+    if records:
+        for path, values in columns_of(plan, records, rows, new_accounts).items():
+            objects += writer.write_column(path, plan.start, values)
 
     def put(key: str, data: bytes) -> str:
         storage.write(key, data)
@@ -436,7 +463,7 @@ def _finish(
         return key
 
     present = {
-        path: np.isin(rows, [row for a in accounts for row in getattr(a, kind)])
+        path: np.isin(rows, [row for a in new_accounts for row in getattr(a, kind)])
         for kind, path in VIEWS.items()
     }
     if not writer.layout.groups:
@@ -444,21 +471,31 @@ def _finish(
     table = stac.items_table(
         records, rows, collection=writer.cube_id, archive=source.archive, present=present
     )
+    table_all = table if before is None else pa.concat_tables([before.items, table])
+    if before is not None and late:
+        table_all = pa.concat_tables([restated_items(late, accounts, before), table])
+    joined = [f"{p.filled[0]} {p.records[row].id}" for p in late for row in written(p, accounts)]
     release = Release(
         name=plan.release,
         start=plan.start,
         stop=plan.stop,
         runs=runs_of(rows),
         arrays=plan.filled,
-        tables=(put(f"items/{plan.release}-0.parquet", stac.parquet_bytes(table)),),
+        tables=(
+            put(
+                f"items/{plan.release}-0.parquet", stac.parquet_bytes(table_all if late else table)
+            ),
+        ),
         source=source.archive,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        digest=release_digest([r.id for r in records]),
+        digest=release_digest([*(r.id for r in records), *joined]),
+        late=late_runs(late),
+        restates=bool(late),
     )
     releases = (*(before.releases if before else ()), release)
     aside = {
         "quarantine": [*source.quarantined(), *(q for a in accounts for q in a.quarantined)],
-        "orphans": [*source.orphans(), *(o for a in accounts for o in a.orphans)],
+        "orphans": orphans,
     }
     for name, entries in aside.items():
         columns = {
@@ -466,7 +503,6 @@ def _finish(
             for key in ("id", "file", "reason", "source")
         }
         put(f"{plan.folder}/{name}.parquet", stac.parquet_bytes(pa.table(columns)))
-    table_all = pa.concat_tables([before.items, table]) if before else table
     _put_descriptions(storage, writer, table_all, releases, put)
     writer.record(f"{plan.folder}/objects.json", objects)
     held.confirm()
@@ -481,22 +517,22 @@ def _put_descriptions(
     releases: Sequence[Release],
     put: Callable[[str, bytes], str],
 ) -> None:
-    tables = [key for release in releases for key in release.tables]
     collection = stac.collection(
         writer.cube_id,
         archive=writer.layout.archive,
         items=items,
-        tables=tables,
+        tables=current_tables(releases),
         version=releases[-1].name,
     )
     put("collection.json", json.dumps(collection, indent=1, ensure_ascii=False).encode())
     put("intake.yaml", stac.intake_catalog().encode())
 
 
-def _begin(storage: Storage, plan: Plan, *, streamed: bool) -> list[ShardAccount]:
+def _begin(storage: Storage, plans: Sequence[Plan], *, streamed: bool) -> list[ShardAccount]:
     """Record the plan, or find the same plan and what a run that did not end finished of it."""
+    plan = plans[0]
     key = f"{plan.folder}/plan.json"
-    document = {"digest": plan.digest(), "patches": len(plan.records)}
+    document = {"digests": [p.digest() for p in plans], "patches": len(plan.records)}
     if not storage.write_new(key, json.dumps(document).encode()):
         found = json.loads(storage.read(key))
         if found != document:
@@ -512,7 +548,7 @@ def _begin(storage: Storage, plan: Plan, *, streamed: bool) -> list[ShardAccount
     if streamed:
         return [account for account in found_done if account.kind is not None]
     # A shard with a fault is read again: its files may have been repaired since.
-    return [a for a in found_done if a.kind is None and not a.quarantined]
+    return [account for account in found_done if not account.quarantined]
 
 
 def _write_shards(

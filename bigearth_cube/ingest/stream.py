@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from bigearth_cube.archive import PatchRecord, TarSource
+from bigearth_cube.archive import PatchRecord, PatchSource, SetAside, TarSource
 from bigearth_cube.archive.base import KINDS, Kind
 from bigearth_cube.archive.pixels import BANDS, read_view, set_aside_view
 from bigearth_cube.errors import MalformedPatchError
 from bigearth_cube.ingest.assemble import GROUPS_OF, Assembler
+from bigearth_cube.ingest.late import read_late
 from bigearth_cube.ingest.plan import Plan
 from bigearth_cube.ingest.shard import ShardAccount, views_of
 from bigearth_cube.storage import Storage
@@ -17,14 +18,14 @@ from bigearth_cube.storage import Storage
 
 def write_streamed(
     source: TarSource,
-    plan: Plan,
+    plans: Sequence[Plan],
     done: Sequence[ShardAccount],
     spill: Storage,
     *,
     threads: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[ShardAccount]:
-    """Write the shards of a plan from streams.
+    """Write the shards of some plans from streams.
 
     What an earlier run finished or spilled is neither parsed nor encoded again, though the
     streams must be read from their start.
@@ -33,8 +34,8 @@ def write_streamed(
     ----------
     source
         The tars.
-    plan
-        The rows of the release.
+    plans
+        The rows of the release, and the older rows that get views.
     done
         Accounts of the shards that an earlier run finished.
     spill
@@ -56,34 +57,76 @@ def write_streamed(
     StorageError
         If storage refuses or cannot be reached.
     """
-    kinds = [kind for kind in KINDS if GROUPS_OF[kind][0] in plan.filled]
-    rows = {kind: _rows_by_name(plan, kind) for kind in kinds}
-    assemblers = {kind: Assembler(plan, kind, done, spill, threads=threads) for kind in kinds}
-    n_views, n_done = sum(len(names) for names in rows.values()), 0
+    parts = [
+        _Part(plan, kind, done, spill, threads)
+        for plan in plans
+        for kind in KINDS
+        if GROUPS_OF[kind][0] in plan.filled
+    ]
+    n_views, n_done = sum(len(part.rows) for part in parts), 0
     try:
         for view in source.views():
-            kind = view.kind
-            row = rows[kind].get(view.name) if kind in rows else None
-            if row is None:
+            part = next((p for p in parts if p.kind == view.kind and view.name in p.rows), None)
+            if part is None or not view.complete:
                 continue  # set aside when the names were read
-            record, first = plan.records[row - plan.start], BANDS[kind][0]
-            if not view.complete or record.files.get(first) != view.files[first]:
+            row = part.rows[view.name]
+            record, first = part.plan.records[row - part.plan.start], BANDS[view.kind][0]
+            if record.files.get(first) != view.files[first]:
                 continue  # likewise: the same patch a second time
             n_done += 1
             if progress is not None:
                 progress(n_done, n_views)
-            if not assemblers[kind].wants(row):
+            if not part.assembler.wants(row):
                 continue
             try:
-                pixels = read_view(record, kind, view.files, view.read)
+                pixels = read_view(record, view.kind, view.files, view.read)
             except MalformedPatchError as error:
-                assemblers[kind].put_aside(row, set_aside_view(record, kind, error))
+                part.assembler.put_aside(row, set_aside_view(record, view.kind, error))
             else:
-                assemblers[kind].put(row, pixels)
-        return _without_s2(plan, [a for x in assemblers.values() for a in x.finish()])
+                part.assembler.put(row, pixels)
+        return _without_s2(plans, [a for part in parts for a in part.assembler.finish()])
     finally:
-        for assembler in assemblers.values():
-            assembler.stop()
+        for part in parts:
+            part.assembler.stop()
+
+
+def write_late(
+    source: PatchSource,
+    plan: Plan,
+    done: Sequence[ShardAccount],
+    spill: Storage,
+    *,
+    threads: int,
+) -> list[ShardAccount]:
+    """Write views of older rows from a source with random access; see ``write_streamed``."""
+    part = _Part(plan, _kind_of(plan), done, spill, threads)
+    try:
+        for row, found in read_late(source, plan):
+            if not part.assembler.wants(row):
+                continue
+            if isinstance(found, SetAside):
+                part.assembler.put_aside(row, found)
+            else:
+                part.assembler.put(row, found)
+        return part.assembler.finish()
+    finally:
+        part.assembler.stop()
+
+
+class _Part:
+    """One kind of one plan, and the rows that its views go to."""
+
+    def __init__(
+        self, plan: Plan, kind: Kind, done: Sequence[ShardAccount], spill: Storage, threads: int
+    ) -> None:
+        self.plan, self.kind = plan, kind
+        self.rows = _rows_by_name(plan, kind)
+        self.assembler = Assembler(plan, kind, done, spill, threads=threads)
+
+
+def _kind_of(plan: Plan) -> Kind:
+    """Kind of a plan of one group."""
+    return next(kind for kind, groups in GROUPS_OF.items() if groups == plan.filled)
 
 
 def faults_in_stream(
@@ -116,8 +159,9 @@ def _rows_by_name(plan: Plan, kind: Kind) -> dict[str, int]:
     return rows
 
 
-def _without_s2(plan: Plan, accounts: Sequence[ShardAccount]) -> list[ShardAccount]:
+def _without_s2(plans: Sequence[Plan], accounts: Sequence[ShardAccount]) -> list[ShardAccount]:
     """Make orphans of the views whose Sentinel-2 patch cannot be read: it may come after them."""
+    plan = plans[0]
     void = {row for account in accounts for row in account.void}
     settled = []
     for account in accounts:
