@@ -143,6 +143,11 @@ def synth(
 @click.option(
     "--require-complete", is_flag=True, help="Refuse a source that lacks patches of its own lists."
 )
+@click.option(
+    "--spill",
+    metavar="URL",
+    help="Where chunks of tars go that do not fit into memory.  [default: below the cube]",
+)
 @click.option("--break-lock", is_flag=True, help="Take the cube over from a run that holds it.")
 @json_option
 def ingest(
@@ -155,20 +160,25 @@ def ingest(
     scheduler: str | None,
     metadata_only: bool,
     require_complete: bool,
+    spill: str | None,
     break_lock: bool,
     as_json: bool,
 ) -> None:
-    """Ingest archive folders and metadata files into a cube; run it again to resume.
+    """Ingest archive folders or tars into a cube; run it again to resume.
 
-    SOURCES are folders of one archive (or its root) and its metadata files: the v2 parquets, the
-    v1 lists. Exits with 3 if patches had to be put into quarantine.
+    SOURCES are folders of one archive (or its root), or its published tars, path or URL, which
+    are read as streams; and its metadata files: the v2 parquets, the v1 lists. Sentinel-1 and
+    reference maps may come in a later run. Exits with 3 if patches had to be put into quarantine.
 
     \b
     Examples:
       bec ingest BigEarthNet-S2/ BigEarthNet-S1/ metadata.parquet s3://bucket/bigearthnet-v2
+      bec ingest BigEarthNet-S2.tar.zst metadata.parquet s3://bucket/bigearthnet-v2
       bec ingest --metadata-only metadata.parquet s3://bucket/bigearthnet-v2-catalog
     """
     ingesting = _extra("bigearth_cube.ingest")
+    # What Dask says of a task that fails, and of one that is stopped, is said here in one line.
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)
     with _client(scheduler) as client, _progress("ingesting", None) as advance:
         report = ingesting.ingest(
             list(sources),
@@ -180,6 +190,7 @@ def ingest(
             client=client,
             metadata_only=metadata_only,
             require_complete=require_complete,
+            spill=spill,
             break_lock=break_lock,
             progress=advance,
         )
@@ -208,12 +219,23 @@ def _print_report(report: Any) -> None:
             f"without labels: {report.n_unlabeled:,} patches; make a cube with metadata.parquet "
             f"(and metadata_for_patches_with_snow_cloud_or_shadow.parquet) among the sources"
         )
+    elif report.n_unsplit:
+        click.echo(
+            f"without a split: {report.n_unsplit:,} patches; make a cube with the official lists "
+            f"among the sources to train on its splits"
+        )
+    if report.n_not_applied:
+        click.echo(
+            f"not applied: the sources now know labels or split of {report.n_not_applied:,} rows "
+            f"that were published without; make a new cube to have them"
+        )
     for name in ("quarantined", "orphans"):
         entries = getattr(report, name)
         for entry in entries[:5]:
             click.echo(f"{name}: {entry.id}: {entry.reason} ({entry.file})")
         if len(entries) > 5:
-            click.echo(f"{name}: and {len(entries) - 5:,} more, see ingest/ below the cube")
+            where = f"ingest/{report.release}/" if report.release else "--json"
+            click.echo(f"{name}: and {len(entries) - 5:,} more, see {where}")
 
 
 @cli.command()

@@ -9,6 +9,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bigearth_cube.archive import Patch, PatchRecord
+from bigearth_cube.archive import Patch, PatchRecord, SetAside
 from bigearth_cube.archive.catalog_only import open_lists
 from bigearth_cube.cube import open_cube
 from bigearth_cube.errors import InvalidInputError, NotFoundError
@@ -215,6 +216,54 @@ def test_a_folder_may_be_named_alone(tmp_path: Path) -> None:
 def test_patches_in_quarantine_do_not_count_as_unlabeled(tmp_path: Path) -> None:
     source = MemorySource(20, unlabeled=frozenset({1, 2}), malformed=frozenset({2}))
     assert ingest(source, str(tmp_path), workers=1).n_unlabeled == 1
+
+
+class FaultySource(MemorySource):
+    """Its Sentinel-1 patch of number 7 cannot be read."""
+
+    def read(self, record: PatchRecord) -> Patch:
+        patch = super().read(record)
+        if index_of(record.id) != 7:
+            return patch
+        fault = SetAside(str(record.s1_id), "7_VH.tif", "VH is truncated", "s1")
+        return replace(patch, s1=None, problems=(fault,))
+
+
+def test_a_view_in_quarantine_is_there_in_the_next_run_too(tmp_path: Path) -> None:
+    first = ingest(FaultySource(30), str(tmp_path), workers=1)
+    again = ingest(FaultySource(30), str(tmp_path), workers=1)
+    assert again.release is None
+    assert first.accounts == again.accounts
+    assert first.accounts["s1"].quarantined == 1
+    assert again.quarantined[0].reason == "VH is truncated, when its row was published"
+
+
+def test_what_is_learned_of_published_rows_is_counted_as_not_applied(tmp_path: Path) -> None:
+    before = ingest(MemorySource(30, unlabeled=frozenset(range(9))), str(tmp_path), workers=1)
+    assert (before.n_unlabeled, before.n_unsplit, before.n_not_applied) == (9, 0, 0)
+    assert ingest(MemorySource(30), str(tmp_path), workers=1).n_not_applied == 9
+
+
+@pytest.mark.parametrize(
+    ("sources", "cube"),
+    [
+        (["a", "b"], "b"),
+        (["a"], "a"),
+        (["a"], "a/cube"),
+        (["a"], "Reference_Maps"),
+        (["a"], "metadata.parquet"),
+    ],
+)
+def test_a_cube_is_never_written_into_an_archive(
+    sources: list[str], cube: str, tmp_path: Path
+) -> None:
+    for name in ("a", "b", "Reference_Maps"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "metadata.parquet").write_bytes(b"")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(InvalidInputError, match="after the sources"):
+        ingest([str(tmp_path / name) for name in sources], str(tmp_path / cube))
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_worker_processes_write_the_same_bytes_as_this_process(

@@ -39,6 +39,8 @@ class LateViews:
         Views that the cube has already, by kind.
     refused
         Views whose shard was written without them.
+    quarantined
+        Those among them that could not be read when it was.
     joined
         The unpaired views among all these: no orphans any more.
     """
@@ -46,6 +48,7 @@ class LateViews:
     to_write: dict[Kind, dict[int, PatchRecord]] = field(default_factory=dict)
     present: Counter[Kind] = field(default_factory=Counter)
     refused: list[SetAside] = field(default_factory=list)
+    quarantined: list[SetAside] = field(default_factory=list)
     joined: set[SetAside] = field(default_factory=set)
 
     @property
@@ -55,7 +58,10 @@ class LateViews:
 
 
 def find_late(
-    cube: Cube | None, old: Sequence[PatchRecord], unpaired: Sequence[Unpaired]
+    cube: Cube | None,
+    old: Sequence[PatchRecord],
+    unpaired: Sequence[Unpaired],
+    aside: Mapping[tuple[str, str], SetAside],
 ) -> LateViews:
     """Sort the views of rows that are in the cube.
 
@@ -67,6 +73,8 @@ def find_late(
         Records at hand whose row is in the cube.
     unpaired
         Views at hand without a record.
+    aside
+        What earlier runs put into quarantine, by kind and name.
     """
     late = LateViews()
     if cube is None or not (unpaired or any(views_of(record, "") for record in old)):
@@ -78,12 +86,17 @@ def find_late(
     filled = {kind: _filled(cube, path) for kind, path in VIEWS.items()}
     shard_rows = cube.layout.shard_rows
 
-    def take(kind: Kind, record: PatchRecord, aside: SetAside) -> None:
+    def take(kind: Kind, record: PatchRecord, view: SetAside) -> None:
         row = rows[record.id]
         if present[kind][row]:
             late.present[kind] += 1
         elif filled[kind][row // shard_rows]:
-            late.refused.append(replace(aside, reason="its row was published without it"))
+            before = aside.get((kind, view.id))
+            if before is None:
+                late.refused.append(replace(view, reason="its row was published without it"))
+            else:
+                reason = f"{before.reason}, when its row was published"
+                late.quarantined.append(replace(view, reason=reason))
         else:
             late.to_write.setdefault(kind, {})[row] = record
 
@@ -154,7 +167,7 @@ def write_late_columns(
     objects = []
     for plan in plans:
         (group,) = plan.filled
-        rows = written(plan, accounts)
+        rows = written_rows(plan, accounts)
         columns: dict[str, tuple[list[Any], Any]] = {"present": ([True] * len(rows), bool)}
         if group == S1_GROUP.path:
             records = [plan.records[row] for row in rows]
@@ -179,7 +192,7 @@ def restated_items(
     rows = before.items["bec:row"].to_numpy()
     added, s1_ids = {}, {}
     for plan in plans:
-        views = written(plan, accounts)
+        views = written_rows(plan, accounts)
         added[plan.filled[0]] = np.isin(rows, views)
         if plan.filled[0] == S1_GROUP.path:
             places = {int(row): place for place, row in enumerate(rows)}
@@ -187,7 +200,7 @@ def restated_items(
     return stac.with_views(before.items, added, s1_ids)
 
 
-def written(plan: Plan, accounts: Sequence[ShardAccount]) -> list[int]:
+def written_rows(plan: Plan, accounts: Sequence[ShardAccount]) -> list[int]:
     """Return the older rows whose view was written."""
     kind = next(kind for kind, path in VIEWS.items() if path == plan.filled[0])
     return [

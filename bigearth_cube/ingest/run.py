@@ -35,6 +35,7 @@ from bigearth_cube.archive import (
 )
 from bigearth_cube.archive.base import KINDS, Kind, Unpaired
 from bigearth_cube.archive.catalog_only import open_lists
+from bigearth_cube.archive.names import PUBLISHED_FOLDERS
 from bigearth_cube.cube import Cube, open_cube
 from bigearth_cube.errors import InvalidInputError, MalformedPatchError, NotFoundError
 from bigearth_cube.ingest.columns import columns_of
@@ -44,7 +45,7 @@ from bigearth_cube.ingest.late import (
     late_runs,
     restated_items,
     write_late_columns,
-    written,
+    written_rows,
 )
 from bigearth_cube.ingest.plan import Plan, make_plan, row_order
 from bigearth_cube.ingest.shard import VIEWS, ShardAccount, views_of, write_shard
@@ -90,6 +91,10 @@ class IngestReport:
         Patches that the official lists hold and the source lacks.
     n_unlabeled
         Patches ingested without labels, because no source says.
+    n_unsplit
+        Patches ingested without a split, because no source says.
+    n_not_applied
+        Published rows without labels or split of which the source says now: they stay as they are.
     resumed_shards
         Shards found finished from an earlier run.
     quarantined, orphans
@@ -104,6 +109,8 @@ class IngestReport:
     n_rows: int
     n_absent: int
     n_unlabeled: int
+    n_unsplit: int
+    n_not_applied: int
     resumed_shards: int
     quarantined: tuple[SetAside, ...]
     orphans: tuple[SetAside, ...]
@@ -181,6 +188,10 @@ def ingest(
     began = time.monotonic()
     storage = Storage(cube_url, storage_options)
     storage.check_bucket()
+    if isinstance(sources, str):
+        sources = [sources]
+    if isinstance(sources, Sequence):
+        _check_place(sources, storage)
     source = _opened(sources, archive, metadata_only=metadata_only)
     records = list(source.records())
     absent = source.absent()
@@ -204,10 +215,11 @@ def ingest(
             _check_pixels(cube, records)
         known = set() if cube is None else set(cube.items["id"].to_pylist())
         unknown = [r for r in records if r.id not in known]
-        unknown, still_bad, bad_views = _set_aside_again(source, cube, unknown)
+        aside = _quarantined_before(cube)
+        unknown, still_bad, bad_views = _set_aside_again(source, aside, unknown)
         new = sorted(unknown, key=row_order)
         old = [r for r in records if r.id in known]
-        late = find_late(cube, old, unpaired)
+        late = find_late(cube, old, unpaired, aside)
         plan = None
         plans: list[Plan] = []
         shards: list[ShardAccount] = []
@@ -246,6 +258,7 @@ def ingest(
         quarantined = (
             *source.quarantined(),
             *still_bad,
+            *late.quarantined,
             *(q for shard in shards for q in shard.quarantined),
         )
         orphans = (
@@ -263,17 +276,16 @@ def ingest(
         if plan is not None:
             cube = _finish(storage, source, plans, cube, shards, orphans, held)
     assert cube is not None
+    written = [r for row, r in enumerate(new, plan.start if plan else 0) if row not in void]
     return IngestReport(
         cube_url=storage.url,
         release=None if plan is None else plan.release,
         accounts=accounts,
         n_rows=cube.n_patches,
         n_absent=len(absent),
-        n_unlabeled=sum(
-            record.labels is None
-            for row, record in enumerate(new, 0 if plan is None else plan.start)
-            if row not in void
-        ),
+        n_unlabeled=sum(record.labels is None for record in written),
+        n_unsplit=sum(record.split is None for record in written),
+        n_not_applied=_not_applied(cube, old),
         resumed_shards=resumed,
         quarantined=quarantined,
         orphans=orphans,
@@ -282,13 +294,11 @@ def ingest(
 
 
 def _opened(
-    sources: str | Sequence[str] | PatchSource,
+    sources: Sequence[str] | PatchSource,
     archive: Literal["auto", "v1", "v2"],
     *,
     metadata_only: bool,
 ) -> PatchSource:
-    if isinstance(sources, str):
-        sources = [sources]
     # Folders are the usual case; anything else reads itself.
     if isinstance(sources, Sequence):
         open_sources = open_lists if metadata_only else open_archive
@@ -315,6 +325,44 @@ def _check_pixels(cube: Cube | None, records: Sequence[PatchRecord]) -> None:
         raise InvalidInputError(
             f"the cube at {cube.url} has pixels, the source has none; give another URL for a cube "
             f"of lists alone"
+        )
+
+
+def _not_applied(cube: Cube, old: Sequence[PatchRecord]) -> int:
+    """Count the published rows that know less than their records say now."""
+    if not old:
+        return 0
+    known = {
+        name: dict(zip(cube.items["id"].to_pylist(), ~np.asarray(lacks), strict=True))
+        for name, lacks in (
+            ("labels", cube.items["bec:labels"].is_null()),
+            ("split", cube.items["bec:split"].is_null()),
+        )
+    }
+    return sum(
+        (r.labels is not None and not known["labels"][r.id])
+        or (r.split is not None and not known["split"][r.id])
+        for r in old
+    )
+
+
+def _check_place(sources: Sequence[str], storage: Storage) -> None:
+    """Refuse a cube within a source: the argument for the cube was forgotten."""
+    if "://" in storage.url:
+        return
+    place = os.path.realpath(storage.url)
+    name = os.path.basename(place)
+    for source in sources:
+        path = os.path.realpath(source)
+        if place == path or (os.path.isdir(path) and place.startswith(f"{path}{os.sep}")):
+            raise InvalidInputError(
+                f"the cube would lie in the source {source}; name a folder of its own for the "
+                f"cube, after the sources"
+            )
+    if os.path.isfile(place) or name in PUBLISHED_FOLDERS:
+        raise InvalidInputError(
+            f"{storage.url} is a file or folder of an archive, not a cube; name the cube after the "
+            f"sources"
         )
 
 
@@ -379,20 +427,15 @@ def _existing(storage: Storage, archive: Archive, cube_id: str | None) -> Cube |
 
 
 def _set_aside_again(
-    source: PatchSource, cube: Cube | None, records: Sequence[PatchRecord]
+    source: PatchSource,
+    aside: Mapping[tuple[str, str], SetAside],
+    records: Sequence[PatchRecord],
 ) -> tuple[list[PatchRecord], list[SetAside], list[SetAside]]:
     """Leave out what an earlier run put into quarantine, if it still cannot be read.
 
     Without this look every later run would publish a release of padding rows for them.
     """
-    if cube is None or not records:
-        return list(records), [], []
-    aside = {
-        patch_id
-        for release in cube.releases
-        for patch_id in _ids_set_aside(cube.storage, release.name)
-    }
-    again = [record for record in records if record.id in aside and record.files]
+    again = [record for record in records if ("s2", record.id) in aside and record.files]
     faults = {error.patch_id: error for error in _faults(source, again)}
     readable = [record for record in records if record.id not in faults]
     quarantined = [SetAside(e.patch_id, e.file, e.reason, "s2") for e in faults.values()]
@@ -418,9 +461,16 @@ def _faults(source: PatchSource, records: Sequence[PatchRecord]) -> Iterator[Mal
             yield error
 
 
-def _ids_set_aside(storage: Storage, release: str) -> list[str]:
-    data = storage.read(f"ingest/{release}/quarantine.parquet")
-    return [str(i) for i in pq.read_table(pa.BufferReader(data))["id"].to_pylist()]
+def _quarantined_before(cube: Cube | None) -> dict[tuple[str, str], SetAside]:
+    """Read what earlier runs put into quarantine, by kind and name."""
+    entries: dict[tuple[str, str], SetAside] = {}
+    if cube is None:
+        return entries
+    for release in cube.releases:
+        data = cube.storage.read(f"ingest/{release.name}/quarantine.parquet")
+        for entry in pq.read_table(pa.BufferReader(data)).to_pylist():
+            entries[entry["source"], entry["id"]] = SetAside(**entry)
+    return entries
 
 
 def _finish(
@@ -474,7 +524,9 @@ def _finish(
     table_all = table if before is None else pa.concat_tables([before.items, table])
     if before is not None and late:
         table_all = pa.concat_tables([restated_items(late, accounts, before), table])
-    joined = [f"{p.filled[0]} {p.records[row].id}" for p in late for row in written(p, accounts)]
+    joined = [
+        f"{p.filled[0]} {p.records[row].id}" for p in late for row in written_rows(p, accounts)
+    ]
     release = Release(
         name=plan.release,
         start=plan.start,
