@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -601,6 +603,14 @@ def test_an_empty_selection_is_a_selection(tmp_path: Path) -> None:
     selection = _selection(ids=[])
     selection.save(str(tmp_path / "none.parquet"))
     assert len(Selection.load(str(tmp_path / "none.parquet"))) == 0
+
+
+def test_a_process_that_ends_right_after_loading_one_ends_in_order(tmp_path: Path) -> None:
+    path = tmp_path / "train.parquet"
+    _selection().save(str(path))
+    code = f"import bigearth_cube.search as s; s.Selection.load({str(path)!r}); raise SystemExit(2)"
+    ends = [subprocess.run([sys.executable, "-c", code], check=False).returncode for _ in range(10)]
+    assert ends == [2] * 10
 
 
 def test_a_changed_selection_is_refused(tmp_path: Path) -> None:
