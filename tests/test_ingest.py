@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 
 from bigearth_cube.archive import Patch, PatchRecord, SetAside
 from bigearth_cube.archive.catalog_only import open_lists
+from bigearth_cube.archive.synthetic import write_archive
 from bigearth_cube.cube import open_cube
 from bigearth_cube.errors import InvalidInputError, NotFoundError
 from bigearth_cube.ingest import IngestReport, ingest
@@ -430,6 +431,18 @@ def test_a_cube_of_lists_alone_refuses_pixels_and_says_why(
     ingest(MemorySource(20), str(tmp_path / "whole"), client=dask_client)
     with pytest.raises(InvalidInputError, match="has pixels, the source has none"):
         ingest(lists, str(tmp_path / "whole"), metadata_only=True)
+
+
+def test_a_cube_of_lists_alone_refuses_views_alone_too(tmp_path: Path) -> None:
+    folder, url = tmp_path / "archive", str(tmp_path / "cube")
+    write_archive(str(folder), archive="v2", n_patches=4, seed=1)
+    lists = [str(path) for path in folder.glob("metadata*.parquet")]
+    ingest(lists, url, metadata_only=True)
+    before = objects_of(url)
+    for name in ("BigEarthNet-S1", "Reference_Maps"):
+        with pytest.raises(InvalidInputError, match="has no pixels: it was made from lists alone"):
+            ingest([str(folder / name), *lists], url, workers=1)
+    assert objects_of(url) == before
 
 
 def test_the_second_list_joins_as_a_release_and_a_repaired_row_with_it(tmp_path: Path) -> None:

@@ -211,8 +211,7 @@ def ingest(
                 f"only Sentinel-1 patches or reference maps, and no cube at {storage.url} to join "
                 f"them to; ingest their Sentinel-2 patches first"
             )
-        if records:
-            _check_pixels(cube, records)
+        _check_pixels(cube, records)
         known = set() if cube is None else set(cube.items["id"].to_pylist())
         unknown = [r for r in records if r.id not in known]
         aside = _quarantined_before(cube)
@@ -315,7 +314,8 @@ def _check_pixels(cube: Cube | None, records: Sequence[PatchRecord]) -> None:
     """Refuse to mix rows with and without pixels: their arrays would have holes."""
     if cube is None:
         return
-    have_files = any(record.files for record in records)
+    # A source without records has views alone.
+    have_files = not records or any(record.files for record in records)
     if have_files and not cube.has_pixels:
         raise InvalidInputError(
             f"the cube at {cube.url} has no pixels: it was made from lists alone; give another "
