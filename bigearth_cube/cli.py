@@ -239,6 +239,55 @@ def _print_report(report: Any) -> None:
 
 
 @cli.command()
+@click.argument("sources", nargs=-1, required=True)
+@click.argument("cube")
+@click.option("--archive", type=click.Choice(["auto", "v1", "v2"]), default="auto")
+@click.option(
+    "--profile", type=click.Choice(["default", "fast"]), default="default", show_default=True
+)
+@click.option("--workers", type=click.IntRange(min=1), help="Cores to reckon with.")
+@json_option
+def plan(
+    sources: tuple[str, ...],
+    cube: str,
+    archive: str,
+    profile: str,
+    workers: int | None,
+    as_json: bool,
+) -> None:
+    """Say what an ingest would read and write, how long it would take and what it would cost.
+
+    Nothing is written. Bytes and time are those of up to 64 patches, read and encoded here.
+
+    \b
+    Example:
+      bec plan BigEarthNet-S2.tar.zst metadata.parquet s3://bucket/bigearthnet-v2
+    """
+    ingesting = _extra("bigearth_cube.ingest")
+    found = ingesting.forecast(
+        list(sources), cube, archive=archive, profile=profile, workers=workers
+    )
+    if as_json:
+        click.echo(json.dumps(asdict(found), indent=1))
+        return
+    if found.release is None:
+        click.echo("nothing new")
+        return
+    views = ", ".join(f"{n:,} {kind}" for kind, n in found.views.items() if n)
+    minutes, seconds = divmod(round(found.seconds), 60)
+    for name, value in (
+        ("release", found.release),
+        ("patches", f"{found.patches:,} new rows; {views}"),
+        ("read", f"{found.read_bytes / 1e9:,.3f} GB"),
+        ("write", f"{found.write_bytes / 1e9:,.3f} GB in {found.objects:,} objects, a PUT each"),
+        ("time", f"{minutes} min {seconds} s on {found.workers} cores, network not counted"),
+        ("keeping", f"${found.dollars_a_month:,.2f} a month ({found.prices})"),
+        ("writing", f"${found.dollars_of_requests:,.4f} of requests"),
+    ):
+        click.echo(f"{name:<9}{value}")
+
+
+@cli.command()
 @click.argument("cube")
 @click.option("--release", help="An older release.")
 @json_option

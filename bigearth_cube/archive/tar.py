@@ -73,17 +73,20 @@ class TarSource:
     ----------
     archive
         ``"v1"`` or ``"v2"``.
+    tars
+        Their URLs.
     """
 
     def __init__(self, archive: Archive, tars: Sequence[str], lists: Sequence[str]) -> None:
         self.archive: Archive = archive
-        self._tars = tuple(tars)
+        self.tars = tuple(tars)
         self._lists = tuple(lists)
         self._found: Counter[str] = Counter()
+        self._kinds: set[tuple[str, Kind]] = set()
         self._inventory: Inventory | None = None
 
     def __repr__(self) -> str:
-        return f"TarSource({self.archive!r}, {list(self._tars)!r})"
+        return f"TarSource({self.archive!r}, {list(self.tars)!r})"
 
     def records(self) -> Iterator[PatchRecord]:
         """Yield each patch once, sorted by name."""
@@ -99,8 +102,13 @@ class TarSource:
         """
         raise InvalidInputError(f"{record.id} lies in a tar, which has no random access")
 
-    def views(self) -> Iterator[View]:
+    def views(self, only: Kind | None = None) -> Iterator[View]:
         """Yield every view in the order of the tars; one that lacks a band comes last in its tar.
+
+        Parameters
+        ----------
+        only
+            Leave out tars that hold no view of this kind.
 
         Raises
         ------
@@ -109,7 +117,9 @@ class TarSource:
         StorageError
             If it cannot be read.
         """
-        for url in self._tars:
+        for url in self.tars:
+            if only is not None and not self._holds(url, only):
+                continue
             begun: dict[tuple[str, Kind], View] = {}
             for member in members(url):
                 place = _place(url, member.path)
@@ -151,19 +161,30 @@ class TarSource:
         """Names that the official lists hold and the tars lack, sorted."""
         return self._take_stock().absent
 
+    def _holds(self, url: str, kind: Kind) -> bool:
+        self._take_stock()
+        return (url, kind) in self._kinds
+
     def _take_stock(self) -> Inventory:
         if self._inventory is None:
             names = _Names()
-            for url in self._tars:
+            for url in self.tars:
                 for member in members(url):
                     names.add(url, member)
             listing = names.listing()
             if listing.found.total() == 0:
                 raise InvalidInputError(
-                    f"{', '.join(self._tars)}: no patch in it; expected folders such as "
+                    f"{', '.join(self.tars)}: no patch in it; expected folders such as "
                     f"BigEarthNet-S2/<tile>/<patch> with GeoTIFFs"
                 )
             self._found = listing.found
+            self._kinds = {
+                (url, kind)
+                for kind, folders in listing.folders.items()
+                for parent in {folder.parent for folder in folders}
+                for url in self.tars
+                if parent == url or parent.startswith(f"{url}/")
+            }
             self._inventory = take_stock(self.archive, listing, self._lists, names.read)
         return self._inventory
 

@@ -1,5 +1,6 @@
-"""From an archive to a cube: plan (rows), shard (the task), columns, lock, and the run itself."""
+"""From an archive to a cube: survey, plan (rows), shard or stream, columns, publish."""
 
+from bigearth_cube.ingest.forecast import Forecast, forecast
 from bigearth_cube.ingest.run import Account, IngestReport, ingest
 
-__all__ = ["Account", "IngestReport", "ingest"]
+__all__ = ["Account", "Forecast", "IngestReport", "forecast", "ingest"]

@@ -1,0 +1,156 @@
+"""The end of an ingest: columns, items and documents, then the one PUT that publishes them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+
+import numpy as np
+import pyarrow as pa
+
+from bigearth_cube import stac
+from bigearth_cube.archive import PatchSource, SetAside
+from bigearth_cube.cube import Cube, open_cube
+from bigearth_cube.errors import InvalidInputError
+from bigearth_cube.ingest.columns import columns_of
+from bigearth_cube.ingest.late import late_runs, restated_items, write_late_columns, written_rows
+from bigearth_cube.ingest.plan import Plan
+from bigearth_cube.ingest.shard import VIEWS, ShardAccount
+from bigearth_cube.lock import HeldLock
+from bigearth_cube.nomenclature import S2_GROUPS
+from bigearth_cube.release import Release, StoredObject, current_tables, release_digest, runs_of
+from bigearth_cube.storage import Storage
+from bigearth_cube.writer import CubeWriter
+
+
+def finish(
+    storage: Storage,
+    source: PatchSource,
+    plans: Sequence[Plan],
+    before: Cube | None,
+    accounts: Sequence[ShardAccount],
+    orphans: Sequence[SetAside],
+    held: HeldLock,
+) -> Cube:
+    """Write columns, items and documents, then publish.
+
+    Parameters
+    ----------
+    storage
+        The cube's prefix.
+    source
+        Where the patches are from.
+    plans
+        The rows of the release, then the older rows that get views.
+    before
+        The cube as it was, or None.
+    accounts
+        Of every shard that the plans write.
+    orphans
+        To be kept in its table.
+    held
+        The lock, which is asked for again before anything that other runs write too.
+
+    Raises
+    ------
+    InvalidInputError
+        If every patch is in quarantine, or another run has taken the cube over.
+    StorageError
+        If storage refuses or cannot be reached.
+    """
+    # Columns and documents are the first that other runs write too.
+    held.confirm()
+    plan, late = plans[0], plans[1:]
+    assert {a.shard for a in accounts} == {shard for p in plans for shard in p.shards()}
+    void = {row for account in accounts for row in account.void}
+    rows = np.array(
+        [plan.start + i for i in range(len(plan.records)) if plan.start + i not in void], np.int64
+    )
+    records = [plan.records[row - plan.start] for row in rows]
+    if plan.records and not records:
+        raise InvalidInputError(
+            f"all {len(plan.records)} patches are in quarantine; the first: "
+            f"{accounts[0].quarantined[0].reason}"
+        )
+    writer = plan.writer
+    objects = [o for account in accounts for o in account.objects]
+    objects += writer.put_documents(writer.documents)
+    if before is not None:
+        objects += write_late_columns(late, accounts, before)
+    new_accounts = [a for a in accounts if a.shard in set(plan.shards())]
+    if records:
+        for path, values in columns_of(plan, records, rows, new_accounts).items():
+            objects += writer.write_column(path, plan.start, values)
+
+    def put(key: str, data: bytes) -> str:
+        storage.write(key, data)
+        objects.append(StoredObject.of(key, data))
+        return key
+
+    present = {
+        path: np.isin(rows, [row for a in new_accounts for row in getattr(a, kind)])
+        for kind, path in VIEWS.items()
+    }
+    if not writer.layout.groups:
+        present |= {group.path: np.zeros(len(rows), bool) for group in S2_GROUPS}
+    table = stac.items_table(
+        records, rows, collection=writer.cube_id, archive=source.archive, present=present
+    )
+    table_all = table if before is None else pa.concat_tables([before.items, table])
+    if before is not None and late:
+        table_all = pa.concat_tables([restated_items(late, accounts, before), table])
+    joined = [
+        f"{p.filled[0]} {p.records[row].id}" for p in late for row in written_rows(p, accounts)
+    ]
+    release = Release(
+        name=plan.release,
+        start=plan.start,
+        stop=plan.stop,
+        runs=runs_of(rows),
+        arrays=plan.filled,
+        tables=(
+            put(
+                f"items/{plan.release}-0.parquet", stac.parquet_bytes(table_all if late else table)
+            ),
+        ),
+        source=source.archive,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        digest=release_digest([*(r.id for r in records), *joined]),
+        late=late_runs(late),
+        restates=bool(late),
+    )
+    releases = (*(before.releases if before else ()), release)
+    aside = {
+        "quarantine": [*source.quarantined(), *(q for a in accounts for q in a.quarantined)],
+        "orphans": orphans,
+    }
+    for name, entries in aside.items():
+        columns = {
+            key: pa.array([getattr(e, key) for e in entries], pa.string())
+            for key in ("id", "file", "reason", "source")
+        }
+        put(f"{plan.folder}/{name}.parquet", stac.parquet_bytes(pa.table(columns)))
+    _put_descriptions(storage, writer, table_all, releases, put)
+    writer.record(f"{plan.folder}/objects.json", objects)
+    held.confirm()
+    writer.publish(releases)
+    return open_cube(storage.url, storage.options)
+
+
+def _put_descriptions(
+    storage: Storage,
+    writer: CubeWriter,
+    items: pa.Table,
+    releases: Sequence[Release],
+    put: Callable[[str, bytes], str],
+) -> None:
+    collection = stac.collection(
+        writer.cube_id,
+        archive=writer.layout.archive,
+        items=items,
+        tables=current_tables(releases),
+        version=releases[-1].name,
+    )
+    put("collection.json", json.dumps(collection, indent=1, ensure_ascii=False).encode())
+    put("intake.yaml", stac.intake_catalog().encode())

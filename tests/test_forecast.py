@@ -1,0 +1,86 @@
+"""What is said beforehand is what then happens."""
+
+from __future__ import annotations
+
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from bigearth_cube.archive.synthetic import write_archive
+from bigearth_cube.cli import main
+from bigearth_cube.errors import InvalidInputError
+from bigearth_cube.ingest import forecast, ingest
+from bigearth_cube.storage import Storage
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A synthetic v2 archive of 300 pairs."""
+    folder = tmp_path_factory.mktemp("archive") / "v2"
+    write_archive(folder, archive="v2", n_patches=300, seed=8, workers=1)
+    return folder
+
+
+def written_to(url: str) -> tuple[int, int]:
+    stored = Storage(url).list()
+    return len(stored), sum(size for key, size in stored if not key.startswith("ingest/"))
+
+
+@pytest.mark.parametrize("profile", ["default", "fast"])
+def test_a_new_cube_has_the_objects_and_about_the_bytes_of_its_forecast(
+    archive: Path, tmp_path: Path, profile: str
+) -> None:
+    url = str(tmp_path / "cube")
+    said = forecast(str(archive), url, profile=profile, workers=1)  # type: ignore[arg-type]
+    assert not (tmp_path / "cube").exists()
+    report = ingest(str(archive), url, profile=profile, workers=1)  # type: ignore[arg-type]
+    assert (said.release, said.patches) == (report.release, report.n_rows)
+    assert said.views == {kind: account.ingested for kind, account in report.accounts.items()}
+    n_objects, n_bytes = written_to(url)
+    assert said.objects == n_objects
+    assert 0.85 * n_bytes < said.write_bytes < 1.15 * n_bytes
+    files = sum(f.stat().st_size for f in archive.rglob("*.tif"))
+    assert 0.95 * files < said.read_bytes < 1.05 * files
+    assert said.seconds > 0
+    assert said.dollars_a_month == pytest.approx(said.write_bytes * 0.023e-9)
+    assert forecast(str(archive), url).release is None
+
+
+def test_tars_and_late_views_are_foretold_too(archive: Path, tmp_path: Path) -> None:
+    tars = {}
+    for name in ("BigEarthNet-S2", "BigEarthNet-S1"):
+        tars[name] = str(tmp_path / f"{name}.tar")
+        with tarfile.open(tars[name], "w") as tar:
+            tar.add(archive / name, name)
+    lists = [str(path) for path in archive.glob("*.parquet")]
+    url = str(tmp_path / "cube")
+    said = forecast([tars["BigEarthNet-S2"], *lists], url)
+    assert said.read_bytes == 2 * Path(tars["BigEarthNet-S2"]).stat().st_size
+    ingest([tars["BigEarthNet-S2"], *lists], url)
+    assert said.objects == written_to(url)[0]
+    late = forecast([tars["BigEarthNet-S1"]], url)
+    assert (late.release, late.patches, late.views["s1"]) == ("r2", 0, 300)
+    before = dict(Storage(url).list())
+    ingest([tars["BigEarthNet-S1"]], url)
+    new = [key for key, _ in Storage(url).list() if key not in before]
+    assert len([key for key in new if "backscatter/c/" in key]) == 2
+    assert late.objects >= len(new)
+
+
+def test_what_ingest_refuses_has_no_forecast(archive: Path, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="after the sources"):
+        forecast(str(archive), str(archive / "cube"))
+
+
+def test_the_command_prints_a_line_a_fact_and_writes_nothing(
+    archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["plan", str(archive), str(tmp_path / "cube")])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == [
+        *("release", "patches", "read", "write", "time", "keeping", "writing")
+    ]
+    assert "300 new rows; 300 s2, 300 s1, 300 reference" in lines[1]
+    assert "AWS S3 Standard" in lines[5]
+    assert list(tmp_path.iterdir()) == []
