@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
+from urllib.parse import urlsplit
 
 import fsspec
 import obstore
@@ -49,6 +52,7 @@ _RETRY: RetryConfig = {
     "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=5)},
     "retry_timeout": timedelta(seconds=30),
 }
+_ENDPOINT = re.compile(r"https?://[\w.:\[\]-]+(/[\w./~-]*)?", re.ASCII)
 _CREDENTIALS_LIVE = timedelta(minutes=15)
 
 
@@ -112,7 +116,12 @@ class _LocalBackend(_ObstoreBackend):
         return LocalStore(self._path)
 
     def put(self, key: str, data: bytes, *, only_if_absent: bool) -> None:
-        self._path.mkdir(parents=True, exist_ok=True)
+        folder = (self._path / key).parent
+        with suppress(FileExistsError):  # a file: the next line says so
+            folder.mkdir(parents=True, exist_ok=True)
+        # LocalStore tries for ever where a folder takes no files, as /proc.
+        with tempfile.TemporaryFile(dir=folder):
+            pass
         super().put(key, data, only_if_absent=only_if_absent)
 
     def zarr_store(self, *, read_only: bool) -> Any:
@@ -251,7 +260,7 @@ class Storage:
         StorageError
             If storage refuses or cannot be reached.
         """
-        with self._translated(key):
+        with self._translated(key, writing=True):
             self._backend.put(key, data, only_if_absent=False)
 
     def write_new(self, key: str, data: bytes) -> bool:
@@ -262,7 +271,7 @@ class Storage:
         StorageError
             If storage refuses or cannot be reached.
         """
-        with self._translated(key):
+        with self._translated(key, writing=True):
             try:
                 self._backend.put(key, data, only_if_absent=True)
             except (obstore_errors.AlreadyExistsError, FileExistsError):
@@ -350,7 +359,7 @@ class Storage:
         return self._backend.zarr_store(read_only=read_only)
 
     @contextmanager
-    def _translated(self, key: str) -> Iterator[None]:
+    def _translated(self, key: str, *, writing: bool = False) -> Iterator[None]:
         """Turn what clients raise into the errors this package promises."""
         place = f"{self.url}/{key}" if key else self.url
         try:
@@ -361,6 +370,8 @@ class Storage:
                     f"bucket {self.url.split('/')[2]!r} does not exist at this endpoint; "
                     f"create it, or check the URL and endpoint_url"
                 ) from None
+            if writing:
+                raise StorageError(f"cannot write {place}: {_advice(error)}") from None
             if isinstance(error, FileNotFoundError | obstore_errors.NotFoundError):
                 raise NotFoundError(f"no object at {place}") from None
             raise StorageError(f"{place}: {_advice(error)}") from None
@@ -401,30 +412,34 @@ def _open_backend(url: str, options_json: str) -> _Backend:
     # One connection pool per process and target: opening an S3 client costs milliseconds and
     # its connections are worth keeping. Keyed by value, so it carries no state of its own.
     options = json.loads(options_json)
-    if _is_for_fsspec(url):
-        try:
-            return _FsspecBackend(url, options)
-        except (ValueError, ImportError) as error:
-            raise InvalidInputError(f"cannot open {url!r}: {_first_line(error)}") from None
     if url.startswith("s3://"):
         return _ObstoreBackend(_s3_store(url, options))
-    if url.startswith(("http://", "https://")):
-        allow: ClientConfig = {"allow_http": url.startswith("http://")}
-        return _ObstoreBackend(HTTPStore(url, client_options=allow, retry_config=_RETRY))
+    try:
+        if _is_for_fsspec(url):
+            return _FsspecBackend(url, options)
+        if url.startswith(("http://", "https://")):
+            allow: ClientConfig = {"allow_http": url.startswith("http://")}
+            return _ObstoreBackend(HTTPStore(url, client_options=allow, retry_config=_RETRY))
+    except (ValueError, ImportError) as error:
+        raise InvalidInputError(f"cannot open {url!r}: {_first_line(error)}") from None
     return _LocalBackend(url)
 
 
 def _s3_store(url: str, options: dict[str, Any]) -> Any:
     bucket, _, prefix = url.removeprefix("s3://").partition("/")
+    if not re.fullmatch(r"[\w.-]+", bucket, re.ASCII):  # obstore would panic
+        raise InvalidInputError(f"{url!r} names no bucket; expected s3://bucket/prefix")
     config = {ours: options[name] for name, ours in _S3_OPTIONS.items() if ours and name in options}
     session = BotocoreSession(profile=options.get("profile"))
     try:
         config.setdefault("region", session.get_config_variable("region") or "us-east-1")
     except ProfileNotFound as error:
         raise InvalidInputError(f"{error}; name one of your AWS profiles") from None
-    endpoint = config.get("endpoint") or _configured_endpoint(session)
+    endpoint = config.pop("endpoint", None) or _configured_endpoint(session)
     if endpoint:
-        config["endpoint"] = endpoint
+        config["endpoint"] = _checked_endpoint(str(endpoint))
+    elif "AWS_ENDPOINT_URL" in os.environ:  # empty is unset, but S3Store would take it for a URL
+        config["endpoint"] = f"https://s3.{config['region']}.amazonaws.com"
     provider = None
     if "access_key_id" not in config and not config.get("skip_signature"):
         provider = _credential_provider(session)
@@ -446,6 +461,18 @@ def _configured_endpoint(session: BotocoreSession) -> str | None:
         client_name="s3",
     )
     endpoint: str | None = provider.provide()
+    return endpoint
+
+
+def _checked_endpoint(endpoint: str) -> str:
+    """Return the endpoint if it is a URL; obstore would panic where it is none."""
+    try:
+        parts = urlsplit(endpoint)
+        is_url = _ENDPOINT.fullmatch(endpoint) and parts.hostname and parts.port != 0
+    except ValueError:  # no number, or above 65535
+        is_url = False
+    if not is_url:
+        raise InvalidInputError(f"endpoint_url {endpoint!r} is no URL; expected http://host:port")
     return endpoint
 
 
@@ -471,7 +498,10 @@ def _credential_provider(session: BotocoreSession) -> Callable[[], S3Credential]
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0]
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = str(error).strip().split("\n")[0].removeprefix("Generic LocalFileSystem error: ")
+    return re.sub(r"#\d+(?=: )", "", text)  # LocalStore writes to key#1 and renames
 
 
 def _advice(error: BaseException) -> str:
@@ -479,7 +509,9 @@ def _advice(error: BaseException) -> str:
     text = _first_line(error)
     # Listing has no exception classes of its own: its text ends with the status, after the URL.
     if "error sending request" in str(error) or "Connection refused" in str(error):
-        return "the endpoint cannot be reached; check endpoint_url and the network"
+        url = re.search(r"https?://[^/\s)]+", str(error))
+        endpoint = f"the endpoint {url[0]}" if url else "the endpoint"
+        return f"{endpoint} cannot be reached; check endpoint_url and the network"
     if isinstance(error, obstore_errors.PermissionDeniedError) or "403 Forbidden" in text:
         return "access denied; check the credentials and the bucket's policy"
     if isinstance(error, obstore_errors.UnauthenticatedError) or "401 Unauthorized" in text:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.server
 import pickle
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -96,9 +97,66 @@ def test_a_missing_bucket_is_told_from_an_empty_one(
 def test_an_endpoint_that_does_not_answer_is_told_within_seconds() -> None:
     options = {"key": "a", "secret": "b", "endpoint_url": "http://127.0.0.1:9"}
     began = time.monotonic()
-    with pytest.raises(StorageError, match="cannot be reached; check endpoint_url"):
-        Storage("s3://bucket/x", options).read("c/403/401")
+    told = "the endpoint http://127.0.0.1:9 cannot be reached; check endpoint_url"
+    for ask in (Storage.read, Storage.list):
+        with pytest.raises(StorageError, match=told):
+            ask(Storage("s3://bucket/x", options), "c/403/401")
     assert time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["127.0.0.1:5137", "nonsense", "http://", "http://a:b:c", "http://a b", "ftp://a:1"]
+)
+def test_an_endpoint_that_is_no_url_is_refused(
+    endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = re.escape(f"endpoint_url {endpoint!r} is no URL; expected http://host:port")
+    with pytest.raises(InvalidInputError, match=told):
+        Storage("s3://b/c", {"key": "a", "secret": "b", "endpoint_url": endpoint}).read("x")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    with pytest.raises(InvalidInputError, match=told):
+        Storage("s3://b/by-environment", {"key": "a", "secret": "b"}).read("x")
+
+
+def test_an_empty_endpoint_is_none(
+    bucket: str, s3_options: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    empty = {**s3_options, "endpoint_url": ""}
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3_options["endpoint_url"])
+    Storage(f"{bucket}/a", empty).check_bucket()
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "")
+    store = Storage(f"{bucket}/b", empty).zarr_store().store
+    assert store.config["endpoint"] == "https://s3.us-east-1.amazonaws.com"
+
+
+@pytest.mark.parametrize("url", ["s3://b c/x", "s3://b%/x", "http://a b/x", "http://a:b:c/x"])
+def test_a_url_that_no_client_takes_is_refused(url: str) -> None:
+    with pytest.raises(InvalidInputError, match=re.escape(url)):
+        Storage(url, {"key": "a", "secret": "b"}).read("x")
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder that takes no files")
+@pytest.mark.timeout(20)
+def test_a_folder_that_takes_no_files_is_told_at_once() -> None:
+    for folder in ("/proc", "/proc/none"):
+        for write in (Storage.write, Storage.write_new):
+            with pytest.raises(StorageError, match=f"cannot write {folder}/a: No such file"):
+                write(Storage(folder), "a", b"1")
+
+
+def test_what_cannot_be_written_is_told_by_its_own_name(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    long = "x" * 300
+    for key, reason in {"file/a": "Not a dir", "folder": "Is a dir", long: "name too long"}.items():
+        with pytest.raises(StorageError) as caught:
+            Storage(tmp_path).write(key, b"1")
+        assert str(caught.value).startswith(f"cannot write {tmp_path}/{key}: ")
+        assert reason in str(caught.value)
+        assert "#" not in str(caught.value)
+    with pytest.raises(StorageError, match="Not a directory"):
+        Storage(tmp_path / "file").write_new("a", b"1")  # nobody holds that lock
 
 
 def test_missing_credentials_are_told_before_any_request(monkeypatch: pytest.MonkeyPatch) -> None:
