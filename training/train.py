@@ -6,6 +6,7 @@ epoch with the highest validation F1) and ``last.pt`` (all that is needed to go 
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import math
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
+from typing import Self
 
 import numpy as np
 import torch
@@ -44,10 +46,11 @@ logger = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
 NON_FINITE = "non_finite.json"
+_PROBE = "probe"
 
 
 class NonFiniteLossError(BigEarthCubeError):
-    """The loss became infinite or not a number; the rows of the batch stand in the run's folder."""
+    """A loss became infinite or not a number; rows of a batch in training stand in the folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,8 +154,8 @@ def fit(
         Go on after the last epoch saved in ``out``. On a CPU with the same number of threads
         the final weights are those of a run that was never stopped, bit for bit.
     save_every_s
-        An epoch is saved if so many seconds passed since the last one was; the final epoch
-        always is. 0 saves every epoch.
+        An epoch is saved if so many seconds passed since the last one was; the last one that was
+        finished is saved on leaving, interrupted or not. 0 saves every epoch.
     device
         The first GPU where there is one, else the CPU.
     progress
@@ -164,7 +167,8 @@ def fit(
         If a selection does not suit, ``out`` holds a run and ``resume`` is False, or it holds
         a run of another config or selection.
     NonFiniteLossError
-        If the loss is no finite number; the rows of that batch are saved first.
+        If a loss is no finite number; of a batch in training the rows are saved first. Finished
+        epochs are saved too, as they are on an interrupt.
     CubeIntegrityError
         If the checkpoint to resume from, or the cube, is damaged.
     StorageError
@@ -193,7 +197,10 @@ def fit(
         threshold=0.5,
     )
     history: list[EpochLine] = []
-    if folder.exists(LAST):
+    has_run = folder.exists(LAST)
+    if resume and not has_run:
+        logger.info("no run at %s yet: starting", folder.url)
+    if has_run:
         if not resume:
             raise InvalidInputError(f"{folder.url} holds a run; resume it, or name another folder")
         state = _same_run(load(f"{folder.url}/{LAST}", storage_options), state)
@@ -216,7 +223,8 @@ def fit(
         if config.prior_bias and not state.epoch:
             set_prior_bias(model, cube.labels(config.labels, train.rows))
         n_steps = config.epochs * loader.n_batches
-        best_model = None  # weights of a best epoch that is not yet saved
+        _check_writable(folder)
+        keeper = loaders.enter_context(_Keeper(folder, history))
         last_save = time.monotonic()
         for epoch in range(state.epoch, config.epochs):
             began, waited = time.monotonic(), loader.counters.wait_s
@@ -246,16 +254,22 @@ def fit(
             validation_loss, f1, threshold = None, None, 0.5
             if validation_loader is not None:
                 predicted = predict(model, validation_loader, config.precision, device)
+                if not math.isfinite(predicted.loss):
+                    raise NonFiniteLossError(
+                        f"the validation loss of epoch {epoch + 1} is not a finite number; "
+                        f"lower the learning rate"
+                    )
                 threshold, f1 = predicted.f1(tune=config.tune_threshold)
                 validation_loss = predicted.loss
             if f1 is None or state.best_f1 is None or f1 > state.best_f1:
-                best_model = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
                 state = replace(
                     state,
                     best_f1=f1,
                     best_epoch=None if f1 is None else epoch + 1,
                     threshold=threshold,
                 )
+                weights = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
+                keeper.best = replace(state, model=weights, epoch=epoch + 1)
             line = EpochLine(
                 epoch=epoch + 1,
                 train_loss=total_loss / len(train),
@@ -271,15 +285,50 @@ def fit(
             state = replace(state, epoch=epoch + 1)
             logger.info("%s", line)
 
+            now = replace(state, model=model.state_dict(), optimizer=optimizer.state_dict())
             if epoch + 1 == config.epochs or time.monotonic() - last_save >= save_every_s:
-                if best_model is not None:
-                    best_epoch = state.best_epoch or state.epoch
-                    save(replace(state, model=best_model, epoch=best_epoch), folder, BEST)
-                _write_history(folder, history)
-                now = replace(state, model=model.state_dict(), optimizer=optimizer.state_dict())
-                save(now, folder, LAST)
-                best_model, last_save = None, time.monotonic()
+                keeper.last = now
+                keeper.save()
+                last_save = time.monotonic()
+            else:
+                keeper.last = copy.deepcopy(now)  # the next epoch changes its tensors in place
     return Run(folder.url, history, state.best_epoch, state.best_f1, state.threshold)
+
+
+class _Keeper:
+    """The last finished epoch and the best one until they are saved: at the latest on leaving.
+
+    Attributes
+    ----------
+    last, best
+        Set by the loop after an epoch; None once saved.
+    """
+
+    def __init__(self, folder: Storage, history: Sequence[EpochLine]) -> None:
+        self.last: Checkpoint | None = None
+        self.best: Checkpoint | None = None
+        self._folder, self._history, self._n_saved = folder, history, len(history)
+
+    def save(self) -> None:
+        """Save what is set; the last epoch last, for resuming trusts the files beside it."""
+        if self.best is not None:
+            save(self.best, self._folder, BEST)
+        if self.last is not None:
+            _write_history(self._folder, self._history[: self.last.epoch])
+            save(self.last, self._folder, LAST)
+            self._n_saved = self.last.epoch
+        self.best = self.last = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None or not issubclass(kind, KeyboardInterrupt | BigEarthCubeError):
+            return
+        if self.last is not None:
+            self.save()
+        kept = f"epoch {self._n_saved} is saved" if self._n_saved else "no epoch is saved"
+        logger.info("stopped: %s", kept)
 
 
 def train_step(
@@ -317,9 +366,16 @@ def _same_run(found: Checkpoint, wanted: Checkpoint) -> Checkpoint:
             differences.append(f"{name} {getattr(found, name)!r} / {getattr(wanted, name)!r}")
     if differences:
         raise InvalidInputError(
-            f"the run to resume is another one (saved / asked for): {'; '.join(differences)}"
+            f"the run to resume is another one (saved / asked for): {'; '.join(differences)}; "
+            f"ask for what was saved, or name another folder with --out"
         )
     return found
+
+
+def _check_writable(folder: Storage) -> None:
+    """Find out before the first epoch, not after it."""
+    folder.write(_PROBE, b"")
+    folder.delete(_PROBE)
 
 
 def _read_history(folder: Storage, n_epochs: int) -> list[EpochLine]:

@@ -5,13 +5,14 @@ import math
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from bigearth_cube.cube import Cube
-from bigearth_cube.errors import CubeIntegrityError, InvalidInputError
+from bigearth_cube.errors import CubeIntegrityError, InvalidInputError, StorageError
 from bigearth_cube.storage import Storage
 from training import train as training_loop
 from training.checkpoint import load
@@ -129,7 +130,8 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(finished: Run, learnable: 
 def test_a_run_of_another_config_or_selection_is_not_resumed(
     finished: Run, learnable: Cube
 ) -> None:
-    with pytest.raises(InvalidInputError, match=r"learning_rate 0\.001 / 0\.5"):
+    told = r"learning_rate 0\.001 / 0\.5; ask for what was saved, or name another folder with --out"
+    with pytest.raises(InvalidInputError, match=told):
         run(learnable, finished.url, small(learning_rate=0.5), resume=True)
     with pytest.raises(InvalidInputError, match="selection '"):
         fit(
@@ -213,6 +215,62 @@ def test_a_run_that_fails_leaves_no_thread_behind(learnable: Cube, tmp_path: Pat
     with pytest.raises(NonFiniteLossError):
         run(learnable, str(tmp_path), config)
     assert [t.name for t in threading.enumerate() if t.name.startswith("bec-")] == []
+
+
+def test_a_validation_loss_that_is_not_finite_stops_the_run_and_keeps_the_epoch_before(
+    learnable: Cube, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predict = training_loop.predict
+    losses = iter([0.5, math.nan])
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            training_loop, "predict", lambda *a: replace(predict(*a), loss=next(losses))
+        )
+        with pytest.raises(NonFiniteLossError, match="validation loss of epoch 2 is not a finite"):
+            run(learnable, str(tmp_path), small(), save_every_s=1e9)
+    assert [load(f"{tmp_path}/{name}").epoch for name in ("last.pt", "best.pt")] == [1, 1]
+    assert len(Storage(tmp_path).read(METRICS).splitlines()) == 1
+    one_epoch = small(learning_rate=1e30, epochs=1, batch_size=48)
+    with pytest.raises(NonFiniteLossError, match="validation loss of epoch 1"):
+        run(learnable, str(tmp_path / "one"), one_epoch)
+    assert list((tmp_path / "one").iterdir()) == []
+
+
+def test_an_interrupted_run_keeps_its_finished_epochs_and_resumes_bit_for_bit(
+    learnable: Cube,
+    finished: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    step, calls = training_loop.train_step, iter(range(100))
+
+    def interrupt(*arguments: Any) -> float:
+        if next(calls) == 3:  # in the middle of the second epoch, whose first step is done
+            raise KeyboardInterrupt
+        return step(*arguments)
+
+    caplog.set_level("INFO", "training")
+    with monkeypatch.context() as patched:
+        patched.setattr(training_loop, "train_step", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(learnable, str(tmp_path), small(), save_every_s=1e9, resume=True)
+    assert f"no run at {tmp_path} yet: starting" in caplog.messages
+    assert caplog.messages[-1] == "stopped: epoch 1 is saved"
+    run(learnable, str(tmp_path), small(), resume=True)
+    for name in ("best.pt", "last.pt"):
+        expected, found = load(f"{finished.url}/{name}"), load(f"{tmp_path}/{name}")
+        assert found.epoch == expected.epoch
+        assert all(torch.equal(found.model[k], expected.model[k]) for k in expected.model)
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_first_step(
+    learnable: Cube, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(training_loop, "train_step", None)
+    with pytest.raises(StorageError, match=f"cannot write {tmp_path}/file/"):
+        run(learnable, str(tmp_path / "file"), small())
 
 
 def test_without_validation_the_last_epoch_is_kept(learnable: Cube) -> None:
