@@ -136,6 +136,7 @@ class Assembler:
         while self._pending or self._writing:
             self._collect(wait=True)
         self._pool.shutdown()
+        self._free.clear()
         assert not self._left or not any(self._left.values())
         return sorted(self.accounts, key=lambda account: account.shard)
 

@@ -76,15 +76,19 @@ def write_streamed(
             n_done += 1
             if progress is not None:
                 progress(n_done, n_views)
-            if not part.assembler.wants(row):
-                continue
-            try:
-                pixels = read_view(record, view.kind, view.files, view.read)
-            except MalformedPatchError as error:
-                part.assembler.put_aside(row, set_aside_view(record, view.kind, error))
-            else:
-                part.assembler.put(row, pixels)
-        return _without_s2(plans, [a for part in parts for a in part.assembler.finish()])
+            if part.assembler.wants(row):
+                try:
+                    pixels = read_view(record, view.kind, view.files, view.read)
+                except MalformedPatchError as error:
+                    part.assembler.put_aside(row, set_aside_view(record, view.kind, error))
+                else:
+                    part.assembler.put(row, pixels)
+            part.n_left -= 1
+            if not part.n_left:
+                part.finish()  # the next kind's turn to have memory
+        for part in parts:
+            part.finish()
+        return _without_s2(plans, [account for part in parts for account in part.accounts])
     finally:
         for part in parts:
             part.assembler.stop()
@@ -121,7 +125,14 @@ class _Part:
     ) -> None:
         self.plan, self.kind = plan, kind
         self.rows = _rows_by_name(plan, kind)
+        self.n_left = len(self.rows)
+        self.accounts: list[ShardAccount] = []
         self.assembler = Assembler(plan, kind, done, spill, threads=threads)
+
+    def finish(self) -> None:
+        """Write what is left, once."""
+        if not self.accounts:
+            self.accounts = self.assembler.finish()
 
 
 def _kind_of(plan: Plan) -> Kind:
