@@ -1,7 +1,7 @@
 """The ``bec`` command: parse, make one library call, print.
 
 Results go to standard output, progress and warnings to standard error. Exit codes: 0 done,
-1 damaged (verify), 2 wrong input, nothing found or storage unreachable, 3 done with patches in
+1 damaged (verify), 2 wrong input, no such thing or storage unreachable, 3 done with patches in
 quarantine, 130 interrupted.
 """
 
@@ -25,8 +25,8 @@ from bigearth_cube.terminal import dask_client, os_error_text, progress_bars
 
 EXIT_DAMAGED, EXIT_WRONG, EXIT_QUARANTINE, EXIT_INTERRUPTED = 1, 2, 3, 130
 EXIT_CODES = (
-    "Exits with 0 when done, 2 on wrong input, nothing found or storage out of reach, and 130 when "
-    "interrupted."
+    "Exits with 0 when done, even if a search finds no patch, 2 on wrong input, what does not exist "
+    "or storage out of reach, and 130 when interrupted."
 )
 ARCHIVE_FIELDS = ("found", "ingested", "orphans", "quarantined")
 

@@ -11,10 +11,11 @@ A year, month or day stands for the whole of it, as in the argument ``datetime``
 
 from __future__ import annotations
 
+import difflib
 import functools
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -25,6 +26,7 @@ import pyarrow.compute as pc
 
 from bigearth_cube.errors import InvalidInputError
 from bigearth_cube.item_index import RELATIONS, ItemIndex, Mask, parse_geometry, period
+from bigearth_cube.nomenclature import COUNTRIES, NAMES_19, NAMES_43, SEASONS, SPLITS
 
 # The parser recurses: 3,000 open parentheses or 20,000 ANDs end the process. These bounds are
 # far above what a person or a form writes and far below what the stack of a thread holds.
@@ -36,6 +38,14 @@ _SET_FUNCTIONS: Final[Mapping[str, Callable[[Any, Any], Any]]] = {
     "a_containedBy": lambda ours, theirs: ours | theirs == theirs,
     "a_equals": lambda ours, theirs: ours == theirs,
     "a_overlaps": lambda ours, theirs: ours & theirs != 0,
+}
+# What these may hold is known, so another value is a slip and not a question without an answer.
+_VOCABULARIES: Final[Mapping[str, tuple[str, ...]]] = {
+    "bec:country": COUNTRIES,
+    "bec:labels": NAMES_19,
+    "bec:labels_43": NAMES_43,
+    "bec:season": SEASONS,
+    "bec:split": SPLITS,
 }
 _SPATIAL_FUNCTIONS: Final = {f"s_{name}": name for name in RELATIONS}
 
@@ -201,12 +211,24 @@ class _Evaluator:
         if op == "in":
             if not isinstance(args[1], list):
                 raise _refusal(node, "IN needs a list of values")
-            return self._membership(node, *self._alike([args[0], *args[1]], node))
+            members = self._alike([args[0], *args[1]], node)
+            self._check_values(node, members)
+            return self._membership(node, *members)
         if op == "between":
             subject, low, high = self._alike(args, node)
             above, below = _COMPARISONS[">="](subject, low), _COMPARISONS["<="](subject, high)
             return pc.and_kleene(above, below)
-        return _COMPARISONS[op](*self._alike(args, node))
+        sides = self._alike(args, node)
+        if op in ("=", "<>"):
+            self._check_values(node, sides)
+        return _COMPARISONS[op](*sides)
+
+    def _check_values(self, node: Any, operands: list[_Operand]) -> None:
+        """Refuse literals beside a property that never has them."""
+        literals = [o.value.as_py() for o in operands if isinstance(o.value, pa.Scalar)]
+        for operand in operands:
+            if isinstance(operand.value, pa.Array):
+                _check_known(node, operand.name, literals, operand.value.unique().to_pylist)
 
     def _membership(self, node: Any, subject: _Operand, *values: _Operand) -> Any:
         if not all(isinstance(value.value, pa.Scalar) for value in values):
@@ -228,6 +250,7 @@ class _Evaluator:
         if not all(isinstance(value, str) for value in wanted):
             raise _refusal(node, f"{op} takes texts, e.g. ('Pastures', 'Arable land')")
         names, members, known = self._index.sets(name)
+        _check_known(node, name, wanted, lambda: names)
         # Names no row has share one more bit, which no row has set.
         bits = [names.index(value) if value in names else len(names) for value in wanted]
         theirs = functools.reduce(lambda acc, bit: acc | 1 << bit, bits, 0)
@@ -287,6 +310,20 @@ class _Evaluator:
                     parent, f"{first.name} is a {first.kind}, {other.name} a {other.kind}"
                 )
         return operands
+
+
+def _check_known(
+    node: Any, name: str, values: list[str], present: Callable[[], Sequence[str | None]]
+) -> None:
+    """Refuse values that are neither in the vocabulary of a property nor in its column."""
+    vocabulary = _VOCABULARIES.get(name)
+    for value in values:
+        if vocabulary is None or value in vocabulary:
+            continue
+        known = sorted({*vocabulary, *filter(None, present())})
+        if value not in known:
+            choices = dict.fromkeys([*difflib.get_close_matches(value, known), *known])
+            raise _refusal(node, f"{name} is never {value!r}; choose one of: {', '.join(choices)}")
 
 
 def _time_operand(text: Any) -> _Operand:
