@@ -124,6 +124,10 @@ class _LocalBackend(_ObstoreBackend):
             pass
         super().put(key, data, only_if_absent=only_if_absent)
 
+    def leftovers(self) -> list[Path]:
+        """Files beside their final names, in which LocalStore writes until it renames them."""
+        return [p for p in self._path.rglob("*#*") if re.fullmatch(r".+#\d+", p.name)]
+
     def zarr_store(self, *, read_only: bool) -> Any:
         if not read_only:
             self._path.mkdir(parents=True, exist_ok=True)
@@ -353,6 +357,24 @@ class Storage:
         root = Storage(f"s3://{bucket}", self.options)
         with root._translated(""):
             next(root._backend.list(self.url.removeprefix(f"s3://{bucket}").strip("/")), None)
+
+    def remove_leftovers(self) -> int:
+        """Remove what writes that were killed left behind; returns how many files that were.
+
+        Only a local folder has such; nobody else may be writing below it.
+
+        Raises
+        ------
+        StorageError
+            If the file system refuses.
+        """
+        if not isinstance(self._backend, _LocalBackend):
+            return 0
+        with self._translated(""):
+            found = self._backend.leftovers()
+            for path in found:
+                path.unlink()
+        return len(found)
 
     def zarr_store(self, *, read_only: bool = True) -> Any:
         """Return a zarr-python store on this prefix."""

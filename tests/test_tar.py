@@ -5,7 +5,10 @@ from __future__ import annotations
 import gzip
 import io
 import random
+import subprocess
+import sys
 import tarfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -274,6 +277,27 @@ def test_a_killed_run_goes_on_and_parses_nothing_twice_that_was_kept(
     assert 900 - after <= len(parsed) <= 900 - after + 3 * 64
     assert stored(str(tmp_path)) == stored(from_folders["v2"])
     assert not [key for key, _ in Storage(tmp_path).list("ingest") if "spill" in key]
+
+
+def test_a_run_killed_with_all_its_threads_goes_on_to_the_same_bytes(
+    tars: Callable[[str], list[str]], from_folders: dict[str, str], tmp_path: Path
+) -> None:
+    url = tmp_path / "cube"
+    command = [sys.executable, "-m", "bigearth_cube.cli", "ingest", *tars("v2"), str(url)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    until = time.monotonic() + 60
+    while not list(url.glob("ingest/r1/shards/*")) and time.monotonic() < until:
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    assert not (url / "cube.zarr" / "zarr.json").exists()
+    # What a killed write leaves in a folder.
+    (url / "cube.zarr" / "s2" / "left#1").write_bytes(b"half of it")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "resumed: " in done.stdout
+    assert stored(str(url)) == stored(from_folders["v2"])
+    assert list(url.rglob("*#*")) == []
 
 
 def test_faults_in_a_tar_are_set_aside_and_the_accounts_balance(

@@ -61,6 +61,7 @@ def finish(
     """
     # Columns and documents are the first that other runs write too.
     held.confirm()
+    storage.remove_leftovers()
     plan, late = plans[0], plans[1:]
     assert {a.shard for a in accounts} == {shard for p in plans for shard in p.shards()}
     void = {row for account in accounts for row in account.void}
