@@ -68,6 +68,26 @@ def test_every_command_has_an_example_and_its_options_are_explained(name: str) -
             assert parameter.help, parameter.name
 
 
+def test_help_answers_without_importing_what_commands_need() -> None:
+    code = "import sys, bigearth_cube.cli; print(*{'numpy', 'zarr', 'botocore'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
+    assert done.stdout.strip() == ""
+
+
+@pytest.mark.parametrize(("module", "name"), [("bigearth_cube", "bec"), ("training", "training")])
+def test_ctrl_c_while_modules_load_is_one_line(module: str, name: str) -> None:
+    code = (
+        "import runpy, sys\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'click': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        f"runpy.run_module({module!r}, run_name='__main__', alter_sys=True)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", f"{name}: interrupted\n")
+
+
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Forty synthetic v2 pairs on disk."""

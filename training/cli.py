@@ -1,0 +1,325 @@
+"""The command ``python -m training``: parse, make one call, print.
+
+Results go to standard output, progress and warnings to standard error. Exit codes: 0 done,
+1 damaged bytes or a loss that is not finite, 2 wrong input, no such thing or storage
+unreachable, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bigearth_cube.errors import BigEarthCubeError, InvalidInputError, NotFoundError, StorageError
+from bigearth_cube.nomenclature import NOMENCLATURES, SPLITS
+from bigearth_cube.terminal import dask_client, os_error_text, progress_bars
+
+if TYPE_CHECKING:
+    from bigearth_cube.cube import Cube
+    from bigearth_cube.search import Selection
+
+EXIT_FAILED, EXIT_WRONG, EXIT_INTERRUPTED = 1, 2, 130
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command and turn errors into one line each."""
+    logging.basicConfig(format="training: %(message)s", level=logging.WARNING, stream=sys.stderr)
+    logging.getLogger("training").setLevel(logging.INFO)
+    try:
+        cli.main(argv, prog_name="python -m training", standalone_mode=False)
+    except (InvalidInputError, NotFoundError, StorageError) as error:
+        _fail(str(error), EXIT_WRONG)
+    except BigEarthCubeError as error:
+        _fail(str(error), EXIT_FAILED)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] in {"bigearth_cube", "training"}:
+            raise
+        _fail(f'this needs {error.name}: pip install "bigearth-cube[demo]"', EXIT_WRONG)
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        arguments = sys.argv[1:] if argv is None else argv
+        go_on = "; run the same command with --resume to go on" if "fit" in arguments[:1] else ""
+        _fail(f"interrupted{go_on}", EXIT_INTERRUPTED)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(EXIT_WRONG)
+    except OSError as error:  # a folder that may not be written, a full disk
+        _fail(os_error_text(error), EXIT_WRONG)
+
+
+def _fail(message: str, code: int) -> None:
+    click.echo(f"training: {message}", err=True)
+    sys.exit(code)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+def cli() -> None:
+    """Train, evaluate and embed with a cube.
+
+    CUBE is a path or URL such as s3://bucket/bigearthnet-v2; --out and --checkpoint take paths
+    and URLs too. Credentials and endpoint come from the AWS environment (AWS_PROFILE,
+    AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ...).
+
+    Exits with 0 when done, 1 for damaged bytes or a loss that is not finite, 2 for wrong input
+    or storage that cannot be reached, 130 when interrupted.
+    """
+
+
+_engine = click.option(
+    "--engine",
+    type=click.Choice(["threads", "dask"]),
+    default="threads",
+    show_default=True,
+    help="Who reads: threads of this process, or Dask workers.",
+)
+_scheduler = click.option(
+    "--scheduler", metavar="ADDRESS", help="Dask scheduler to read on; implies --engine dask."
+)
+_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_split_choice = click.Choice([*SPLITS, "all"])
+
+
+@cli.command()
+@click.argument("cube")
+@click.option("--recipe", "recipe_name", default="tb-cnn", show_default=True, help="What to train.")
+@click.option(
+    "--labels", type=click.Choice(list(NOMENCLATURES)), help="[default: the archive's own]"
+)
+@click.option("--train-split", type=_split_choice, default="train", show_default=True)
+@click.option(
+    "--validation-split",
+    type=click.Choice([*SPLITS, "all", "none"]),
+    default="validation",
+    show_default=True,
+    help="Chooses best epoch and threshold.",
+)
+@click.option("--selection", metavar="FILE", help="Rows to train on, instead of --train-split.")
+@click.option("--validation-selection", metavar="FILE", help="Instead of --validation-split.")
+@click.option("--epochs", type=click.IntRange(min=1), help="[default: the recipe's]")
+@click.option("--batch-size", type=click.IntRange(min=2), help="[default: the recipe's]")
+@click.option("--learning-rate", type=float, help="[default: the recipe's]")
+@click.option(
+    "--augment/--no-augment", default=None, help="Flip and rotate.  [default: the recipe's]"
+)
+@click.option("--seed", type=click.IntRange(min=0), help="[default: the recipe's]")
+@_engine
+@_scheduler
+@click.option("--out", metavar="URL", help="Folder of the run.  [default: runs/CUBE-RECIPE]")
+@click.option("--resume", is_flag=True, help="Go on with the run in --out; a finished one is done.")
+def fit(
+    cube: str,
+    recipe_name: str,
+    labels: str | None,
+    train_split: str,
+    validation_split: str,
+    selection: str | None,
+    validation_selection: str | None,
+    epochs: int | None,
+    batch_size: int | None,
+    learning_rate: float | None,
+    augment: bool | None,
+    seed: int | None,
+    engine: str,
+    scheduler: str | None,
+    out: str | None,
+    resume: bool,
+) -> None:
+    """Train a network by a recipe.
+
+    A killed run goes on with --resume: on a CPU, with the same number of threads, to the very
+    weights it would have had. The folder holds metrics.jsonl, best.pt and last.pt.
+
+    \b
+    Example:
+      python -m training fit s3://bucket/bigearthnet-v2 --recipe tb-cnn-small --out runs/first
+    """
+    from training.recipes import recipe
+    from training.train import fit as run_fit
+
+    opened = _open(cube)
+    config = recipe(
+        recipe_name,
+        labels or {"v1": "label_43", "v2": "label_19"}[opened.archive],
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        augment=augment,
+        seed=seed,
+    )
+    train = _select(opened, train_split, selection)
+    validation = (
+        None
+        if validation_split == "none" and validation_selection is None
+        else _select(opened, validation_split, validation_selection)
+    )
+    with _loading(engine, scheduler) as loading, progress_bars() as progress:
+        run = run_fit(
+            opened,
+            config,
+            train=train,
+            validation=validation,
+            out=out or f"runs/{opened.id}-{recipe_name}",
+            engine=loading,
+            resume=resume,
+            progress=progress,
+        )
+    best = "" if run.best_f1 is None else f", best epoch {run.best_epoch} with F1 {run.best_f1:.4f}"
+    click.echo(
+        f"{len(run.history)} epochs on {len(train)} patches{best}, threshold {run.threshold:.2f}: "
+        f"{run.url}"
+    )
+
+
+@cli.command()
+@click.argument("cube")
+@click.option("--checkpoint", metavar="URL", required=True, help="A run's folder, or a .pt file.")
+@click.option("--split", type=_split_choice, default="test", show_default=True)
+@click.option("--selection", metavar="FILE", help="Rows to evaluate, instead of --split.")
+@click.option("--threshold", type=click.FloatRange(0, 1), help="[default: the checkpoint's]")
+@click.option("--baselines", is_flag=True, help="Fit the baselines on the cube's own splits too.")
+@click.option("--published", is_flag=True, help="Show the rows of the 2019 talk beside.")
+@_engine
+@_scheduler
+@_json
+def evaluate(
+    cube: str,
+    checkpoint: str,
+    split: str,
+    selection: str | None,
+    threshold: float | None,
+    baselines: bool,
+    published: bool,
+    engine: str,
+    scheduler: str | None,
+    as_json: bool,
+) -> None:
+    """Measure a checkpoint on a split; precision, recall and F are averaged by sample.
+
+    \b
+    Example:
+      python -m training evaluate s3://bucket/bigearthnet-v2 --checkpoint runs/first --baselines
+    """
+    from training.baselines import band_table, baseline_rows
+    from training.checkpoint import load
+    from training.evaluate import evaluate as run_evaluate
+    from training.results import TALK_2019, as_text
+
+    opened = _open(cube)
+    state = load(checkpoint)
+    rows = _select(opened, split, selection)
+    with _loading(engine, scheduler) as loading:
+        result = run_evaluate(opened, state, rows, threshold=threshold, engine=loading)
+        table = [result.row]
+        if baselines:
+            train, validation, test = (
+                band_table(opened, chosen, state.config.labels, loading)
+                for chosen in (
+                    opened.search(split="train"),
+                    opened.search(split="validation"),
+                    rows,
+                )
+            )
+            table = [*baseline_rows(train, validation, test, result.row.data), *table]
+    if published:
+        table = [*TALK_2019, *table]
+    if as_json:
+        click.echo(json.dumps({**result.to_dict(), "rows": [row.to_dict() for row in table]}))
+        return
+    click.echo(as_text(table))
+    click.echo("")
+    for name, value in sorted(result.row.metrics.items()):
+        click.echo(f"{name:<18} {value:8.4f}")
+
+
+@cli.command()
+@click.argument("cube")
+@click.option("--checkpoint", metavar="URL", required=True, help="A run's folder, or a .pt file.")
+@click.option("--name", help="Name of the embeddings.  [default: the recipe's]")
+@_engine
+@_scheduler
+def embed(cube: str, checkpoint: str, name: str | None, engine: str, scheduler: str | None) -> None:
+    """Write the features of every patch into the cube, for retrieval.
+
+    \b
+    Example:
+      python -m training embed s3://bucket/bigearthnet-v2 --checkpoint runs/first
+    """
+    from training.checkpoint import load
+    from training.embed import embed as run_embed
+
+    opened = _open(cube)
+    state = load(checkpoint)
+    with _loading(engine, scheduler) as loading, progress_bars() as progress:
+        run_embed(opened, state, name=name, engine=loading, progress=progress)
+    click.echo(
+        f"wrote features of {opened.n_patches} patches as "
+        f"embeddings/{name or state.config.recipe} of {opened.url}"
+    )
+
+
+@cli.command()
+@click.option("--s3", "s3_url", metavar="URL", help="Bucket to use, instead of an embedded server.")
+@click.option("--patches", type=click.IntRange(min=200), default=6000, show_default=True)
+@click.option("--epochs", type=click.IntRange(min=1), help="[default: as many as fit in the time]")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option(
+    "--out", type=click.Path(file_okay=False), default="demo", show_default=True, help="Results."
+)
+def demo(s3_url: str | None, patches: int, epochs: int | None, seed: int, out: str) -> None:
+    """Tell the whole story on a small synthetic archive, in minutes.
+
+    Writes an archive, ingests it to S3, opens the cube through Intake, selects a split by search,
+    trains TB-CNN reading from S3 only, evaluates it beside baselines and published rows, and
+    retrieves look-alikes. Without --s3 an S3 server runs within this process.
+
+    \b
+    Example:
+      python -m training demo --out demo
+    """
+    from training.demo import run_demo
+
+    run_demo(out, s3_url=s3_url, n_patches=patches, n_epochs=epochs, seed=seed, say=click.echo)
+
+
+def _open(url: str) -> Cube:
+    from bigearth_cube.cube import open_cube
+
+    return open_cube(url)
+
+
+def _select(cube: Cube, split: str, file: str | None) -> Selection:
+    """Rows of a split, of everything, or of a file."""
+    from bigearth_cube.search import Selection
+
+    if file is not None:
+        return Selection.load(file)
+    selection = cube.search(split=None if split == "all" else split)
+    if not len(selection):
+        raise InvalidInputError(
+            f"no patch of cube {cube.id!r} is in split {split!r}; choose another, or 'all'"
+        )
+    return selection
+
+
+@contextmanager
+def _loading(engine: str, scheduler: str | None) -> Iterator[Any]:
+    """``"threads"``, or a Dask client: of a scheduler, or of a cluster in this process."""
+    if scheduler is None and engine == "threads":
+        yield "threads"
+        return
+    if scheduler is not None:
+        with dask_client(scheduler) as client:
+            yield client
+        return
+    from distributed import Client, LocalCluster
+
+    with (
+        LocalCluster(processes=False, dashboard_address="127.0.0.1:0") as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
