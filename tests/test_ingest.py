@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -25,7 +26,7 @@ from bigearth_cube.archive import Patch, PatchRecord, SetAside
 from bigearth_cube.archive.catalog_only import open_lists
 from bigearth_cube.archive.synthetic import write_archive
 from bigearth_cube.cube import open_cube
-from bigearth_cube.errors import InvalidInputError, NotFoundError
+from bigearth_cube.errors import InvalidInputError, NotFoundError, StorageError
 from bigearth_cube.ingest import IngestReport, ingest
 from bigearth_cube.ingest.plan import row_order
 from bigearth_cube.loader.batches import BatchLoader
@@ -217,6 +218,63 @@ def test_a_folder_may_be_named_alone(tmp_path: Path) -> None:
 def test_patches_in_quarantine_do_not_count_as_unlabeled(tmp_path: Path) -> None:
     source = MemorySource(20, unlabeled=frozenset({1, 2}), malformed=frozenset({2}))
     assert ingest(source, str(tmp_path), workers=1).n_unlabeled == 1
+
+
+def test_a_worker_that_is_killed_costs_its_shard_only(tmp_path: Path) -> None:
+    undisturbed, broken = str(tmp_path / "a"), str(tmp_path / "b")
+    ingest(MemorySource(1500), undisturbed, workers=2)
+    killed: list[int] = []
+
+    def kill_one(n_done: int, n_all: int) -> None:
+        if not killed:
+            killed.append(next(iter(processes.run(os.getpid).values())))
+            os.kill(killed[0], signal.SIGKILL)
+
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0"
+        ) as cluster,
+        distributed.Client(cluster) as processes,
+    ):
+        report = ingest(MemorySource(1500), broken, client=processes, progress=kill_one)
+    assert killed
+    assert_balanced(report)
+    assert objects_of(broken) == objects_of(undisturbed)
+
+
+def test_a_scheduler_that_dies_ends_the_run_with_one_line_and_the_next_goes_on(
+    tmp_path: Path,
+) -> None:
+    undisturbed, broken = str(tmp_path / "a"), str(tmp_path / "b")
+    ingest(MemorySource(1500), undisturbed, workers=2)
+    command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1"]
+    command += ["--port", "0", "--dashboard-address", "127.0.0.1:0", "--scheduler-file"]
+    scheduler = subprocess.Popen([*command, str(tmp_path / "s.json")], stderr=subprocess.DEVNULL)
+    try:
+        with (
+            distributed.Client(scheduler_file=str(tmp_path / "s.json"), timeout=60) as client,
+            distributed.LocalCluster(n_workers=0, dashboard_address="127.0.0.1:0"),
+        ):
+            worker = subprocess.Popen(
+                [sys.executable, "-m", "distributed.cli.dask_worker", client.scheduler.address]
+                + ["--nthreads", "2", "--no-dashboard", "--no-nanny"],
+                stderr=subprocess.DEVNULL,
+            )
+            client.wait_for_workers(1, timeout=60)
+
+            def kill(n_done: int, n_all: int) -> None:
+                scheduler.kill()
+
+            with pytest.raises(StorageError, match="the Dask scheduler or its workers are gone"):
+                ingest(MemorySource(1500), broken, client=client, progress=kill)
+    finally:
+        scheduler.kill()
+        worker.kill()
+        scheduler.wait()
+        worker.wait()
+    report = ingest(MemorySource(1500), broken, workers=2)
+    assert report.resumed_shards >= 1
+    assert objects_of(broken) == objects_of(undisturbed)
 
 
 class FaultySource(MemorySource):

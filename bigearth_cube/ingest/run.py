@@ -19,10 +19,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import distributed
+from distributed import CancelledError
+from distributed.comm import CommClosedError
 
 from bigearth_cube.archive import PatchSource, SetAside, TarSource
 from bigearth_cube.archive.base import KINDS, Kind
-from bigearth_cube.errors import InvalidInputError
+from bigearth_cube.errors import InvalidInputError, StorageError
 from bigearth_cube.ingest.late import late_plans
 from bigearth_cube.ingest.plan import Plan, make_plan
 from bigearth_cube.ingest.publish import finish
@@ -310,7 +312,12 @@ def _write_shards(
     n_done = sum(len(plan.records_of(shard)) for shard in finished)
     # A window, not the whole list: the records of a shard travel with its task.
     window = 2 * max(1, sum(client.nthreads().values()))
-    writer = client.scatter(plan.writer, broadcast=True, hash=False)
+    try:
+        writer = client.scatter(plan.writer, broadcast=True, hash=False)
+    except TimeoutError:
+        raise StorageError(
+            f"the Dask scheduler has no workers, or none that answer: {client!r}; start some"
+        ) from None
     task = functools.partial(write_shard, source=source, folder=plan.folder)
 
     def submit(shard: int) -> distributed.Future[Any]:
@@ -321,7 +328,19 @@ def _write_shards(
         [submit(shard) for shard in itertools.islice(waiting, window)]
     )
     for future in running:
-        account = future.result()
+        try:
+            account = future.result()
+        except distributed.KilledWorker as error:
+            raise StorageError(
+                f"workers died of a shard again and again, perhaps for want of memory ({error}); "
+                f"give them more, and run the same command again"
+            ) from None
+        except (CancelledError, CommClosedError) as error:
+            reason = str(error).splitlines()[0]
+            raise StorageError(
+                f"the Dask scheduler or its workers are gone ({reason}); run the same command "
+                f"again to go on"
+            ) from None
         n_done += len(plan.records_of(account.shard))
         progress(n_done, len(plan.records))
         for shard in waiting:
