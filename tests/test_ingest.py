@@ -255,11 +255,9 @@ def test_a_scheduler_that_dies_ends_the_run_with_one_line_and_the_next_goes_on(
             distributed.Client(scheduler_file=str(tmp_path / "s.json"), timeout=60) as client,
             distributed.LocalCluster(n_workers=0, dashboard_address="127.0.0.1:0"),
         ):
-            worker = subprocess.Popen(
-                [sys.executable, "-m", "distributed.cli.dask_worker", client.scheduler.address]
-                + ["--nthreads", "2", "--no-dashboard", "--no-nanny"],
-                stderr=subprocess.DEVNULL,
-            )
+            command = [sys.executable, "-m", "distributed.cli.dask_worker"]
+            command += [client.scheduler.address, "--nthreads", "2", "--no-dashboard", "--no-nanny"]
+            worker = subprocess.Popen(command, stderr=subprocess.DEVNULL)
             client.wait_for_workers(1, timeout=60)
 
             def kill(n_done: int, n_all: int) -> None:

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import distributed
 from distributed import CancelledError
-from distributed.comm import CommClosedError
+from distributed.comm.core import CommClosedError
 
 from bigearth_cube.archive import PatchSource, SetAside, TarSource
 from bigearth_cube.archive.base import KINDS, Kind
