@@ -2,7 +2,7 @@
 
 Results go to standard output, progress and warnings to standard error. Exit codes: 0 done,
 1 damaged (verify), 2 wrong input, no such thing or storage unreachable, 3 done with patches in
-quarantine, 130 interrupted.
+quarantine, 130 interrupted, 141 if who reads the output went away.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,10 +21,11 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from bigearth_cube.errors import BigEarthCubeError, CubeIntegrityError
+from bigearth_cube.errors import BigEarthCubeError, CubeIntegrityError, NotFoundError
 from bigearth_cube.terminal import dask_client, os_error_text, progress_bars
 
 EXIT_DAMAGED, EXIT_WRONG, EXIT_QUARANTINE, EXIT_INTERRUPTED = 1, 2, 3, 130
+EXIT_NO_READER = 141  # as the shell has it of a process that SIGPIPE ended
 EXIT_CODES = (
     "Exits with 0 when done, even if a search finds no patch, 2 on wrong input, what does not exist "
     "or storage out of reach, and 130 when interrupted."
@@ -64,6 +66,26 @@ class _Group(click.Group):
     command_class = _Command
     group_class = type  # the same for a group within
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Stop when nobody reads any more (``| head -1``): click exits with 1, which is damage."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the last flush
+            sys.exit(EXIT_NO_READER)
+
+
+class _LocalFolder(click.Path):
+    """A folder of this machine."""
+
+    def __init__(self) -> None:
+        super().__init__(file_okay=False)
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        if "://" in str(value):
+            self.fail(f"{value!r} is a URL; DIRECTORY is a local folder", param, ctx)
+        return super().convert(value, param, ctx)
+
 
 @click.group(
     cls=_Group,
@@ -83,7 +105,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 
 
 @cli.command()
-@click.argument("directory", type=click.Path(file_okay=False))
+@click.argument("directory", type=_LocalFolder())
 @click.option("--archive", type=click.Choice(["v1", "v2"]), default="v2", show_default=True)
 @click.option("--patches", type=click.IntRange(min=1), required=True, help="How many.")
 @click.option("--seed", default=0, show_default=True, help="Same seed, same bytes.")
@@ -243,7 +265,11 @@ def _print_report(report: Any) -> None:
 @click.argument("cube")
 @click.option("--archive", type=click.Choice(["auto", "v1", "v2"]), default="auto")
 @click.option(
-    "--profile", type=click.Choice(["default", "fast"]), default="default", show_default=True
+    "--profile",
+    type=click.Choice(["default", "fast"]),
+    default="default",
+    help="Compression: zstd, or lz4.",
+    show_default=True,
 )
 @click.option("--workers", type=click.IntRange(min=1), help="Cores to reckon with.")
 @json_option
@@ -427,7 +453,9 @@ def verify(cube: str, as_json: bool) -> None:
 @click.option("--filter", "cql2", help='CQL2 text, e.g. "\\"bec:season\\" = \'summer\'".')
 @click.option("--split", help="train, validation or test.")
 @click.option("--out", metavar="FILE", help="Save the selection, for training.")
-@click.option("--limit", default=10, show_default=True, help="Ids to print.")
+@click.option(
+    "--limit", type=click.IntRange(min=0), default=10, show_default=True, help="Ids to print."
+)
 @json_option
 def search(
     cube: str,
@@ -509,7 +537,7 @@ def catalog() -> None:
 
 
 @catalog.command("build")
-@click.argument("directory", type=click.Path(file_okay=False))
+@click.argument("directory", type=_LocalFolder())
 @click.option("--base-url", help="Where it will be published; links are relative without it.")
 def catalog_build(directory: str, base_url: str | None) -> None:
     """Write the description of the published archives: STAC catalog, collections, Intake.
@@ -524,7 +552,15 @@ def catalog_build(directory: str, base_url: str | None) -> None:
 
 
 def _open(url: str, release: str | None) -> Any:
-    return _extra("bigearth_cube.cube").open_cube(url, release=release)
+    try:
+        return _extra("bigearth_cube.cube").open_cube(url, release=release)
+    except NotFoundError:
+        folder, _, name = url.rstrip("/").rpartition("/")
+        if name != "cube.zarr":
+            raise
+        raise NotFoundError(
+            f"no cube at {url}; a cube is the folder that holds cube.zarr: name {folder or '.'}"
+        ) from None
 
 
 def _extra(module: str) -> Any:
@@ -571,7 +607,10 @@ def _table(first: str, *others: str, wrap_first: bool = False) -> Table:
 
 
 def _print(table: Table) -> None:
-    Console(width=140 if not sys.stdout.isatty() else None).print(table)
+    console = Console(width=140 if not sys.stdout.isatty() else None)
+    with console.capture() as drawn:  # written by rich, a broken pipe would be exit code 1
+        console.print(table)
+    click.echo(drawn.get(), nl=False)
 
 
 if __name__ == "__main__":

@@ -231,6 +231,21 @@ def test_search_prints_ids_and_saves_the_selection(
     assert "west,south,east,north" in err
 
 
+def test_a_reader_that_has_enough_is_no_damage(cube_of_archive: str) -> None:
+    for arguments in (["search", cube_of_archive, "--limit", "40"], ["stats", cube_of_archive]):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "bigearth_cube", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        assert process.stdout is not None
+        process.stdout.close()  # before the first line is written
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+        process.stderr.close()
+        assert process.wait(timeout=60) == 141
+
+
 def test_similar_ranks_by_the_metric_asked_for(
     cube_of_archive: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -277,6 +292,10 @@ def test_verify_exits_with_1_and_names_the_damaged_object(
         ("synth TMP/made --patches 0", "0 is not in the range"),
         ("synth TMP/file/made --patches 4", "bec: TMP/file/made: Not a directory"),
         ("catalog build TMP/file/made", "bec: TMP/file/made: Not a directory"),
+        ("synth s3://bucket/archive --patches 5", "is a URL; DIRECTORY is a local folder"),
+        ("catalog build s3://bucket/x", "'s3://bucket/x' is a URL; DIRECTORY is a local folder"),
+        ("info TMP/none/cube.zarr", "that holds cube.zarr: name TMP/none"),
+        ("search TMP/none --limit -1", "-1 is not in the range x>=0"),
         ("nonsense", "No such command"),
         ("ingest x y --scheduler none://x", "no Dask scheduler answers at none://x"),
         ("similar TMP/none --patch x --metric l2", "'l2' is not one of 'chi2', 'cosine'"),
