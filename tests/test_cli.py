@@ -374,18 +374,27 @@ def test_ctrl_c_says_how_to_go_on_and_the_next_run_finishes(tmp_path: Path) -> N
     assert open_cube(str(url)).n_patches == 300
 
 
-def test_ctrl_c_promises_nothing_where_the_same_command_would_refuse(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_ctrl_c_says_that_half_an_archive_is_to_be_removed(workers: str, tmp_path: Path) -> None:
     folder = tmp_path / "archive"
-    command = [sys.executable, "-m", "bigearth_cube.cli", "synth", str(folder), "--workers", "1"]
-    process = subprocess.Popen([*command, "--patches", "3000"], stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "bigearth_cube", "synth", str(folder), "--workers", workers]
+    process = subprocess.Popen(
+        [*command, "--patches", "3000"],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     deadline = time.monotonic() + 60
-    while not list(folder.glob("BigEarthNet-S2/*")) and time.monotonic() < deadline:
+    # so many that both workers are at work
+    while len(list(folder.glob("BigEarthNet-S2/*/*"))) < 200 and time.monotonic() < deadline:
         assert process.poll() is None
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert err.strip().endswith("bec: interrupted")
+    told = f"bec: {folder} is incomplete; remove it before you write it again"
+    assert [line for line in err.splitlines() if line] == [told, "bec: interrupted"]
+    assert len(list(folder.glob("BigEarthNet-S2/*/*"))) < 3000
 
 
 def test_catalog_build_writes_what_is_published(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import bz2
+import logging
 import multiprocessing
 import os
+import signal
 import zlib
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
@@ -43,8 +45,11 @@ from bigearth_cube.nomenclature import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+logger = logging.getLogger(__name__)
+
 _BATCH: Final = 32
 """Patches a task: 0.2 s of work, so that tasks cost nothing and progress moves."""
+_IGNORE_INTERRUPT: Final = (signal.SIGINT, signal.SIG_IGN)
 _FALL: Final = {"autumn": "Fall"}
 
 
@@ -325,15 +330,19 @@ def write_archive(
     # Starting a process costs a second: a small archive is written sooner without.
     useful = max(1, len(batches) // 4)
     n_workers = min(workers or os.cpu_count() or 1, useful)
-    n_files = _write_lists(directory, archive, planned)
-    n_bytes = sum(file.stat().st_size for file in directory.iterdir())
     n_done = 0
-    for n_written, more_files, more_bytes in _run(write, batches, n_workers):
-        n_done += n_written
-        n_files += more_files
-        n_bytes += more_bytes
-        if progress is not None:
-            progress(n_done, n_patches)
+    try:
+        n_files = _write_lists(directory, archive, planned)
+        n_bytes = sum(file.stat().st_size for file in directory.iterdir())
+        for n_written, more_files, more_bytes in _run(write, batches, n_workers):
+            n_done += n_written
+            n_files += more_files
+            n_bytes += more_bytes
+            if progress is not None:
+                progress(n_done, n_patches)
+    except BaseException:
+        logger.warning("%s is incomplete; remove it before you write it again", directory)
+        raise
     splits = Counter(p.record.split for p in planned)
     return SynthReport(
         directory=directory,
@@ -357,5 +366,10 @@ def _run(
         return
     # Spawned, never forked: the caller may hold threads, a store or a torch pool.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(n_workers, mp_context=context) as pool:
-        yield from pool.map(write, batches)
+    # An interrupt is for the process that waits: workers would each print a traceback.
+    with ProcessPoolExecutor(n_workers, context, signal.signal, _IGNORE_INTERRUPT) as pool:
+        try:
+            yield from pool.map(write, batches)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # else all that is queued is written first
+            raise
