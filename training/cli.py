@@ -200,6 +200,9 @@ def evaluate(
 ) -> None:
     """Measure a checkpoint on a split; precision, recall and F are averaged by sample.
 
+    Every figure is scikit-learn's: a class that no patch of the split has counts as 0 in macro
+    averages, ap_macro among them. --json has the figures and the patches of each class.
+
     \b
     Example:
       python -m training evaluate s3://bucket/bigearthnet-v2 --checkpoint runs/first --baselines

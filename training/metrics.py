@@ -122,7 +122,8 @@ class MultiLabelMetrics:
             ``{sample,micro,macro}_{precision,recall,f1,f2,f0.5}``, ``sample_accuracy`` (Jaccard),
             ``subset_accuracy``, ``hamming_loss``, ``one_error``, ``coverage``, ``ranking_loss``,
             ``lrap``, ``ap_macro`` and ``ap_micro``. A ratio without denominator is 0, as is the
-            average precision of a class that no sample has.
+            average precision of a class that no sample has, as in scikit-learn; torchmetrics leaves
+            such a class out of the average.
 
         Raises
         ------
