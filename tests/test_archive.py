@@ -679,6 +679,27 @@ def test_an_empty_or_wrong_folder_says_what_it_holds_and_what_to_do(
         assert "\n" not in str(caught.value)
 
 
+def test_what_is_published_beside_the_lists_is_named_and_not_read(
+    v1: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    others = ["v1_tile_names_and_links.csv.bz2", "bigearthnet_s2_tile_ids.csv"]
+    for name in others:
+        (v1.parent / name).write_bytes(b"no list at all")
+    (v1.parent / "v1_train.csv").write_text(f"{V1_ID}\n")
+    named = [v1.parent / name for name in (*others, "v1_train.csv")]
+    records = list(open_folders(v1, *named).records())
+    assert [record.split for record in records if record.id == V1_ID] == ["train"]
+    assert caplog.messages == [
+        f"{v1.parent / name} says nothing of patches; it is not read" for name in others
+    ]
+
+
+def test_the_lists_expected_are_named_whole() -> None:
+    told = r"patches_with_no_19_class_targets, .* \(\[v1_\]….csv\[.bz2\]\)"
+    with pytest.raises(InvalidInputError, match=told):
+        open_archive([__file__])
+
+
 def test_sources_that_cannot_be_read_are_refused_in_one_line(v1: Path, v2: Path) -> None:
     parquet = write_parquet(v2.parent / "metadata.parquet", {})
     (v2.parent / "BigEarthNet-S2.tar.zst").write_bytes(b"")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bz2
 import csv
+import logging
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -17,6 +18,8 @@ from typing import Any, Final
 from bigearth_cube.archive.names import archive_of
 from bigearth_cube.errors import InvalidInputError
 from bigearth_cube.nomenclature import Archive
+
+logger = logging.getLogger(__name__)
 
 _V1_SPLITS: Final = {
     "train": "train",
@@ -28,6 +31,10 @@ _SNOW, _CLOUD = "patches_with_seasonal_snow", "patches_with_cloud_and_shadow"
 _NO_CLASS, _PAIRS = "patches_with_no_19_class_targets", "s1_s2_name_country_season"
 _V1_LISTS: Final = (*_V1_SPLITS, _SNOW, _CLOUD, _NO_CLASS, _PAIRS)
 _V1_NAME: Final = re.compile(rf"(?:v1_)?({'|'.join(_V1_LISTS)})\.csv(?:\.bz2)?")
+# Published beside the lists of v1; they say nothing of single patches.
+_V1_OTHERS: Final = re.compile(
+    r"v1_tile_names_and_links\.csv(?:\.bz2)?|bigearthnet_s2_tile_ids\.csv"
+)
 _V2_NAMES: Final = (
     "metadata.parquet",
     "metadata_for_patches_with_snow_cloud_or_shadow.parquet",
@@ -89,12 +96,13 @@ def archive_of_list(path: str) -> Archive | None:
     name = os.path.basename(path)
     if name in _V2_NAMES:
         return "v2"
-    return "v1" if _V1_NAME.fullmatch(name) else None
+    return "v1" if _V1_NAME.fullmatch(name) or _V1_OTHERS.fullmatch(name) else None
 
 
 def expected_lists() -> str:
     """Names of the lists, for messages."""
-    return f"{', '.join(_V2_NAMES)}, or train, val, test, {_SNOW}, {_CLOUD}, {_PAIRS} (.csv[.bz2])"
+    v1 = f"train, val, test, {_SNOW}, {_CLOUD}, {_NO_CLASS}, {_PAIRS}"
+    return f"{', '.join(_V2_NAMES)}, or of v1 {v1} ([v1_]….csv[.bz2])"
 
 
 def missing_v2_list(names: Collection[str]) -> str | None:
@@ -112,7 +120,8 @@ def read_lists(
     archive
         Archive the lists belong to.
     paths
-        The files; what an earlier one says of a patch holds.
+        The files; what an earlier one says of a patch holds. Those that say nothing of patches
+        are left out with a warning.
     s2_ids, s1_ids
         Names of the patches at hand.
 
@@ -121,6 +130,10 @@ def read_lists(
     InvalidInputError
         If a file is not what its name promises.
     """
+    others = [path for path in paths if _V1_OTHERS.fullmatch(os.path.basename(path))]
+    for path in others:
+        logger.warning("%s says nothing of patches; it is not read", path)
+    paths = [path for path in paths if path not in others]
     names = tuple(os.path.basename(path) for path in paths)
     if not paths:
         return Lists()
