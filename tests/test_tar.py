@@ -344,6 +344,79 @@ def test_faults_in_a_tar_are_set_aside_and_the_accounts_balance(
     assert open_cube(str(tmp_path / "cube")).n_patches == 300
 
 
+@pytest.fixture(scope="module")
+def planned_tars(
+    tars: Callable[[str], list[str]],
+) -> Callable[[Sequence[str]], TarSource]:
+    """Gives a source of v2 tars whose rows are planned from the lists."""
+
+    def of(urls: Sequence[str]) -> TarSource:
+        lists = [path for path in tars("v2") if path.endswith(".parquet")]
+        return TarSource("v2", urls, lists, from_lists=True)
+
+    return of
+
+
+def test_rows_planned_from_lists_are_those_planned_from_names(
+    planned_tars: Callable[[Sequence[str]], TarSource],
+    tars: Callable[[str], list[str]],
+    from_folders: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    opened: list[str] = []
+
+    def counted(url: str) -> Iterator[Any]:
+        opened.append(Path(url).name)
+        return members(url)
+
+    monkeypatch.setattr("bigearth_cube.archive.tar.members", counted)
+    report = ingest(planned_tars(tars("v2")[:3]), str(tmp_path))
+    assert sorted(opened) == sorted(f"{name}.tar.zst" for name in V2)  # each once
+    assert_balanced(report)
+    assert (report.n_rows, report.n_absent) == (300, 0)
+    assert stored(str(tmp_path)) == stored(from_folders["v2"])
+
+
+def test_what_lists_promise_and_tars_lack_is_absent_and_the_rest_is_accounted_for(
+    planned_tars: Callable[[Sequence[str]], TarSource], archives: Path, tmp_path: Path
+) -> None:
+    s2, s1 = (files_of(archives / "v2" / name) for name in V2[:2])
+    folders = sorted({path.rsplit("/", 1)[0] for path in s2})
+    names = [folder.rsplit("/", 1)[1] for folder in folders]
+    s2 = {path: data for path, data in s2.items() if not path.startswith(f"{folders[0]}/")}
+    del s2[f"{folders[1]}/{names[1]}_B11.tif"]
+    again = folders[2].replace("BigEarthNet-S2/", "BigEarthNet-S2/more/")
+    s2 |= {p.replace(folders[2], again): d for p, d in s2.items() if f"{folders[2]}/" in p}
+    unlisted = f"{names[3][:-5]}90_90"
+    s2 |= {
+        p.replace(names[3], unlisted): d for p, d in s2.items() if p.startswith(f"{folders[3]}/")
+    }
+    s2["BigEarthNet-S2/tile/odd/odd_B02.tif"] = b"x"
+    urls = [
+        write_tar(tmp_path / f"{name}.tar.zst", files)
+        for name, files in zip(V2, (s2, s1), strict=False)
+    ]
+    source = planned_tars(urls)
+    with pytest.raises(InvalidInputError, match="1 patches that the lists hold are absent"):
+        ingest(source, str(tmp_path / "refused"), require_complete=True)
+    report = ingest(source, str(tmp_path / "cube"))
+    assert_balanced(report)
+    assert (report.n_rows, report.n_absent) == (298, 1)
+    assert report.accounts["s2"].found == 299 + 3
+    reasons = {q.id: q.reason for q in report.quarantined}
+    assert "lacks B11" in reasons[names[1]]
+    assert reasons[names[2]] == "the same patch a second time"
+    assert reasons[unlisted] == "no list that was given names it"
+    assert "does not parse" in reasons["odd"]
+    assert len(report.orphans) == 2
+    cube = open_cube(str(tmp_path / "cube"))
+    assert [fault for _, fault in cube.verify(cube.recorded_objects()) if fault] == []
+    assert not {names[0], names[1]} & set(cube.items["id"].to_pylist())
+    ingest([*urls, *lists_of(archives / "v2")], str(tmp_path / "cube"))
+    assert open_cube(str(tmp_path / "cube")).n_patches >= 298
+
+
 def test_without_lists_v2_has_no_labels_and_v1_has_those_of_its_json(
     tars: Callable[[str], list[str]], tmp_path: Path
 ) -> None:

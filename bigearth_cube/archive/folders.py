@@ -21,7 +21,7 @@ from bigearth_cube.archive.listing import Listing, describe_wrong_folder, list_f
 from bigearth_cube.archive.lists import archive_of_list, expected_lists
 from bigearth_cube.archive.names import archive_of
 from bigearth_cube.archive.pixels import read_patch
-from bigearth_cube.archive.tar import TarSource, archive_of_tar, is_tar
+from bigearth_cube.archive.tar import TarSource, archive_of_tar, is_published_v2, is_tar
 from bigearth_cube.errors import InvalidInputError, NotFoundError
 from bigearth_cube.nomenclature import ARCHIVES, Archive
 
@@ -119,7 +119,12 @@ def _open_tars(
                 f"{path} is a list of {archive_of_list(path)}, but the patches are of {found}; "
                 "leave it out"
             )
-    return TarSource(found, tars, list(dict.fromkeys(paths)))
+    # Over the network once, where lists say what is in the tars; from disk names cost little.
+    remote = [tar for tar in tars if "://" in tar and not tar.startswith("file://")]
+    listed = found == "v2" and bool(paths) and all(is_published_v2(tar) for tar in tars)
+    unique = len({os.path.basename(tar) for tar in tars}) == len(tars)
+    lists = list(dict.fromkeys(paths))
+    return TarSource(found, tars, lists, from_lists=bool(remote) and listed and unique)
 
 
 def _local_path(source: str) -> str:

@@ -12,9 +12,11 @@ from typing import Final
 from bigearth_cube.archive.base import KINDS, Kind, Patch, PatchRecord, SetAside, Unpaired
 from bigearth_cube.archive.inventory import Inventory, take_stock
 from bigearth_cube.archive.listing import Listing, band_of
+from bigearth_cube.archive.lists import read_v2_list
 from bigearth_cube.archive.metadata import METADATA_TAIL
 from bigearth_cube.archive.names import (
     PUBLISHED_FOLDERS,
+    V2_FOLDERS,
     archive_of,
     is_s1_patch,
     is_scene,
@@ -67,7 +69,19 @@ class TarSource:
 
     The tars are read once for their names (and for the JSON of v1), so that rows can be planned,
     and once for their pixels. They have no random access: ``views`` gives the pixels in the order
-    in which they come.
+    in which they come. Where that would move an archive over the network twice, rows are planned
+    from the lists of v2 instead, and what is found is known when ``views`` has ended.
+
+    Parameters
+    ----------
+    archive
+        Archive of all the patches.
+    tars
+        Their URLs.
+    lists
+        Paths of official lists.
+    from_lists
+        Whether to plan rows from the lists; only where every tar has its published name.
 
     Attributes
     ----------
@@ -75,12 +89,23 @@ class TarSource:
         ``"v1"`` or ``"v2"``.
     tars
         Their URLs.
+    from_lists
+        Whether rows are planned from the lists.
     """
 
-    def __init__(self, archive: Archive, tars: Sequence[str], lists: Sequence[str]) -> None:
+    def __init__(
+        self,
+        archive: Archive,
+        tars: Sequence[str],
+        lists: Sequence[str],
+        *,
+        from_lists: bool = False,
+    ) -> None:
         self.archive: Archive = archive
         self.tars = tuple(tars)
+        self.from_lists = from_lists
         self._lists = tuple(lists)
+        self._aside: dict[Kind, list[SetAside]] = {kind: [] for kind in KINDS}
         self._found: Counter[str] = Counter()
         self._kinds: set[tuple[str, Kind]] = set()
         self._inventory: Inventory | None = None
@@ -117,13 +142,39 @@ class TarSource:
         StorageError
             If it cannot be read.
         """
+        if self.from_lists:
+            self._found.clear()
+            self._aside = {kind: [] for kind in KINDS}
+        for view in self._views(only):
+            if self.from_lists:
+                self._found[view.kind] += 1
+            yield view
+
+    def read_names(self) -> None:
+        """Plan rows from the names in the tars, whatever the lists say."""
+        self.from_lists = False
+        self._inventory = None
+
+    def set_aside(self, view: View, reason: str) -> None:
+        """Account for a view that has no row; only where rows are planned from lists.
+
+        A Sentinel-2 patch is quarantined, the other kinds are orphans.
+        """
+        if self.from_lists:
+            known = {(s.source, s.id): s.reason for s in self._take_stock().quarantined}
+            told = known.get((view.kind, view.name), reason)
+            self._aside[view.kind].append(SetAside(view.name, view.folder, told, view.kind))
+
+    def _views(self, only: Kind | None) -> Iterator[View]:
         for url in self.tars:
             if only is not None and not self._holds(url, only):
                 continue
             begun: dict[tuple[str, Kind], View] = {}
+            odd: set[str] = set()
             for member in members(url):
                 place = _place(url, member.path)
                 if place is None:
+                    self._note_odd(url, member.path, odd)
                     continue
                 parent, name, tail = place
                 found = band_of(tail)
@@ -140,32 +191,50 @@ class TarSource:
                     yield begun.pop(key)
             yield from begun.values()
 
+    def _note_odd(self, url: str, path: str, seen: set[str]) -> None:
+        """Account for a folder that lies where patches lie and is none."""
+        odd = _odd_folder(url, path)
+        if self.from_lists and odd is not None and odd[0] not in seen:
+            folder, name, kind = odd
+            seen.add(folder)
+            self._found[kind] += 1
+            reason = "the name does not parse as that of a patch"
+            self._aside[kind].append(SetAside(name, folder, reason, kind))
+
     def found(self) -> Mapping[Kind, int]:
-        """Count the patch folders of each kind."""
+        """Count the patch folders of each kind; where rows are from lists, after ``views``."""
         self._take_stock()
         return {kind: self._found[kind] for kind in KINDS}
 
     def orphans(self) -> Sequence[SetAside]:
         """Sentinel-1 patches and reference maps that pair with no record."""
+        if self.from_lists:
+            return [*self._aside["s1"], *self._aside["reference"]]
         return self._take_stock().orphans
 
     def unpaired(self) -> Sequence[Unpaired]:
         """Those orphans whose Sentinel-2 patch is not at hand: a cube may hold their rows."""
-        return self._take_stock().unpaired
+        return () if self.from_lists else self._take_stock().unpaired
 
     def quarantined(self) -> Sequence[SetAside]:
         """Patches that make no record, and Sentinel-1 patches and maps that cannot be paired."""
+        if self.from_lists:
+            return self._aside["s2"]
         return self._take_stock().quarantined
 
     def absent(self) -> Sequence[str]:
-        """Names that the official lists hold and the tars lack, sorted."""
-        return self._take_stock().absent
+        """Names that the lists hold and the tars lack, sorted; none where rows are from lists."""
+        return () if self.from_lists else self._take_stock().absent
 
     def _holds(self, url: str, kind: Kind) -> bool:
         self._take_stock()
         return (url, kind) in self._kinds
 
     def _take_stock(self) -> Inventory:
+        if self._inventory is None and self.from_lists:
+            listing = _listed(self.tars, self._lists)
+            self._kinds = {(url, _KINDS[_stem(url)]) for url in self.tars}
+            self._inventory = take_stock(self.archive, listing, self._lists, _no_file)
         if self._inventory is None:
             names = _Names()
             for url in self.tars:
@@ -222,11 +291,10 @@ class _Names:
             self._contents[f"{parent}/{name}/{name}_{_B02}"] = data
 
     def _add_odd(self, url: str, path: str) -> None:
-        """Note a folder that lies where patches lie and is none."""
-        parts = path.split("/")
-        kind = next((PUBLISHED_FOLDERS[p] for p in parts[:-1] if p in PUBLISHED_FOLDERS), None)
-        if kind is not None and band_of(parts[-1].rpartition("_")[2]) is not None:
-            self._odd["/".join([url, *parts[:-2]]), parts[-2]] = kind
+        odd = _odd_folder(url, path)
+        if odd is not None:
+            folder, name, kind = odd
+            self._odd[folder.removesuffix(f"/{name}"), name] = kind
 
     def read(self, path: str) -> bytes:
         if path not in self._contents:
@@ -241,6 +309,53 @@ class _Names:
             reason = "the name does not parse as that of a patch"
             listing.set_folder_aside(parent, name, reason, kind)
         return listing
+
+
+def _listed(tars: Sequence[str], lists: Sequence[str]) -> Listing:
+    """List the folders that the tars hold if they hold what the lists of v2 say."""
+    listing = Listing()
+    url_of = {_KINDS[_stem(url)]: url for url in tars}
+    bands = {kind: [f"{band}.tif" for band in BANDS[kind]] for kind in KINDS}
+    bands["reference"] = ["reference_map.tif"]
+    for path in lists:
+        for patch_id, known in read_v2_list(path):
+            tile = sys.intern(patch_id[:-6])
+            scene = None if known.s1_id is None else known.s1_id.rsplit("_", 3)[0]
+            places = {"s2": (tile, patch_id), "reference": (tile, patch_id)}
+            if scene is not None and known.s1_id is not None:
+                places["s1"] = (sys.intern(scene), known.s1_id)
+            for kind, (folder, name) in places.items():
+                if kind in url_of:
+                    url = url_of[kind]
+                    parent = f"{url}/{_stem(url)}/{folder}"
+                    listing.add_patch(parent, name, [f"{name}_{b}" for b in bands[kind]])
+    return listing
+
+
+_KINDS: Final = V2_FOLDERS
+
+
+def _stem(url: str) -> str:
+    """Name of a tar without its suffix: the published folder in it."""
+    return os.path.basename(url).split(".tar")[0]
+
+
+def is_published_v2(url: str) -> bool:
+    """Whether a tar has the name under which v2 was published."""
+    return _stem(url) in V2_FOLDERS
+
+
+def _no_file(path: str) -> bytes:
+    raise InvalidInputError(f"{path} is in a square that no table holds; name the folders instead")
+
+
+def _odd_folder(url: str, path: str) -> tuple[str, str, Kind] | None:
+    """Folder, name and kind of what lies where patches lie and has files like theirs."""
+    parts = path.split("/")
+    kind = next((PUBLISHED_FOLDERS[p] for p in parts[:-1] if p in PUBLISHED_FOLDERS), None)
+    if kind is None or band_of(parts[-1].rpartition("_")[2]) is None:
+        return None
+    return "/".join([url, *parts[:-1]]), parts[-2], kind
 
 
 def _place(url: str, path: str) -> tuple[str, str, str] | None:

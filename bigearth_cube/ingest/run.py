@@ -13,7 +13,7 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -22,7 +22,7 @@ import distributed
 from distributed import CancelledError
 from distributed.comm.core import CommClosedError
 
-from bigearth_cube.archive import PatchSource, SetAside, TarSource
+from bigearth_cube.archive import PatchRecord, PatchSource, SetAside, TarSource
 from bigearth_cube.archive.base import KINDS, Kind
 from bigearth_cube.errors import InvalidInputError, StorageError
 from bigearth_cube.ingest.late import late_plans
@@ -34,6 +34,7 @@ from bigearth_cube.ingest.survey import check_source, not_applied, opened, take_
 from bigearth_cube.lock import lock
 from bigearth_cube.shards import Profile
 from bigearth_cube.storage import Storage, StorageOptions
+from bigearth_cube.writer import ROOT, ZARR
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +168,8 @@ def ingest(
     storage = Storage(cube_url, storage_options)
     storage.check_bucket()
     source = opened(sources, storage, archive, metadata_only=metadata_only)
+    if isinstance(source, TarSource) and storage.exists(f"{ZARR}/{ROOT}"):
+        source.read_names()  # what joins a cube must be known before it is planned
     records = list(source.records())
     check_source(source, records, require_complete=require_complete)
     # Locked before the cube is looked at: the plan begins where the last release ends.
@@ -231,6 +234,12 @@ def ingest(
         ingested["s2"] += len(old) + len(new) - len(void)
         for kind in VIEWS:
             ingested[kind] += sum(len(getattr(shard, kind)) for shard in shards)
+        gone = _absent(new, plan, void, quarantined)
+        if require_complete and gone:
+            raise InvalidInputError(
+                f"{len(gone)} patches that the lists hold are absent from the source, first "
+                f"{gone[0]!r}; add them, or leave out --require-complete"
+            )
         accounts = _balance(source.found(), ingested, orphans, quarantined)
         if plan is not None:
             cube = finish(storage, source, plans, cube, shards, orphans, held)
@@ -241,7 +250,7 @@ def ingest(
         release=None if plan is None else plan.release,
         accounts=accounts,
         n_rows=cube.n_patches,
-        n_absent=len(source.absent()),
+        n_absent=len(source.absent()) + len(gone),
         n_unlabeled=sum(record.labels is None for record in written),
         n_unsplit=sum(record.split is None for record in written),
         n_not_applied=not_applied(cube, old),
@@ -250,6 +259,18 @@ def ingest(
         orphans=orphans,
         seconds=time.monotonic() - began,
     )
+
+
+def _absent(
+    new: Sequence[PatchRecord],
+    plan: Plan | None,
+    void: Collection[int],
+    quarantined: Sequence[SetAside],
+) -> list[str]:
+    """Name the patches that were planned from lists and then were not there."""
+    aside = {entry.id for entry in quarantined if entry.source == "s2"}
+    start = plan.start if plan is not None else 0
+    return [r.id for row, r in enumerate(new, start) if row in void and r.id not in aside]
 
 
 def _balance(

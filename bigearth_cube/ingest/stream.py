@@ -67,12 +67,18 @@ def write_streamed(
     try:
         for view in source.views():
             part = next((p for p in parts if p.kind == view.kind and view.name in p.rows), None)
-            if part is None or not view.complete:
-                continue  # set aside when the names were read
+            if part is None:
+                source.set_aside(view, "no list that was given names it")
+                continue  # else set aside when the names were read
             row = part.rows[view.name]
             record, first = part.plan.records[row - part.plan.start], BANDS[view.kind][0]
-            if record.files.get(first) != view.files[first]:
-                continue  # likewise: the same patch a second time
+            if source.from_lists:
+                if row in part.seen:
+                    source.set_aside(view, "the same patch a second time")
+                    continue
+            elif not view.complete or record.files.get(first) != view.files[first]:
+                continue  # set aside when the names were read, or the same patch a second time
+            part.seen.add(row)
             n_done += 1
             if progress is not None:
                 progress(n_done, n_views)
@@ -83,8 +89,7 @@ def write_streamed(
                     part.assembler.put_aside(row, set_aside_view(record, view.kind, error))
                 else:
                     part.assembler.put(row, pixels)
-            part.n_left -= 1
-            if not part.n_left:
+            if len(part.seen) == len(part.rows):
                 part.finish()  # the next kind's turn to have memory
         for part in parts:
             part.finish()
@@ -125,7 +130,7 @@ class _Part:
     ) -> None:
         self.plan, self.kind = plan, kind
         self.rows = _rows_by_name(plan, kind)
-        self.n_left = len(self.rows)
+        self.seen: set[int] = set()
         self.accounts: list[ShardAccount] = []
         self.assembler = Assembler(plan, kind, done, spill, threads=threads)
 
@@ -180,7 +185,7 @@ def _without_s2(plans: Sequence[Plan], accounts: Sequence[ShardAccount]) -> list
             view
             for row in sorted(void.intersection((*account.s1, *account.reference)))
             for view in views_of(
-                plan.records[row - plan.start], "its Sentinel-2 patch is in quarantine"
+                plan.records[row - plan.start], "its Sentinel-2 patch is absent or in quarantine"
             )
             if view.source == account.kind
         ]
