@@ -290,8 +290,9 @@ class Selection:
             f"{url} is no selection; expected a parquet file that Selection.save wrote"
         )
         try:
-            # Threads of pq.read_table let go of the bytes late, which aborts a process that exits.
-            table = pq.ParquetFile(pa.BufferReader(data)).read().sort_by("bec:row")
+            # Threads of Arrow let go of the bytes late, which aborts a process that is exiting.
+            file = pq.ParquetFile(pa.BufferReader(data))
+            table = file.read(use_threads=False).sort_by("bec:row")
             about = json.loads((table.schema.metadata or {})[b"bigearth_cube"])
             is_ours = about["format"] == _FORMAT
             rows, ids = table["bec:row"].to_numpy(), one_array(table["id"])
