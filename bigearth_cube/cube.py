@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import io
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -537,7 +536,8 @@ def open_cube(
 
 def _read_table(storage: Storage, key: str) -> pa.Table:
     try:
-        return pq.read_table(pa.BufferReader(storage.read(key)))
+        # Without threads: one that is left when the interpreter ends would abort the process.
+        return pq.ParquetFile(pa.BufferReader(storage.read(key))).read(use_threads=False)
     except NotFoundError:
         reason = "object is missing; it was written with the release"
     except pa.ArrowException as error:

@@ -404,3 +404,8 @@ def test_catalog_build_writes_what_is_published(
     assert code == 0
     assert (tmp_path / "catalog/catalog.json").exists()
     assert str(tmp_path / "catalog/catalog.json") in out
+
+
+def test_a_refusal_never_aborts_the_process(cube_of_archive: str) -> None:
+    codes = [bec("search", cube_of_archive, "--bbox", "1,2,3").returncode for _ in range(10)]
+    assert codes == [2] * 10

@@ -59,7 +59,11 @@ def test_tars_and_late_views_are_foretold_too(archive: Path, tmp_path: Path) -> 
     assert said.read_bytes == 2 * Path(tars["BigEarthNet-S2"]).stat().st_size
     ingest([tars["BigEarthNet-S2"], *lists], url)
     assert said.objects == written_to(url)[0]
+    folder = forecast([str(archive / "BigEarthNet-S1")], url)
     late = forecast([tars["BigEarthNet-S1"]], url)
+    assert folder.views == late.views
+    assert folder.write_bytes == pytest.approx(late.write_bytes, rel=0.1)
+    assert folder.seconds > 0
     assert (late.release, late.patches, late.views["s1"]) == ("r2", 0, 300)
     before = dict(Storage(url).list())
     ingest([tars["BigEarthNet-S1"]], url)

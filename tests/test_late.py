@@ -155,3 +155,91 @@ def test_views_without_a_cube_to_join_are_refused(archives: Path, tmp_path: Path
     with pytest.raises(InvalidInputError, match="ingest their Sentinel-2 patches first"):
         ingest([str(archives / "v2/BigEarthNet-S1")], str(tmp_path / "cube"))
     assert not (tmp_path / "cube").exists() or not list((tmp_path / "cube").rglob("*.json"))
+
+
+def test_a_shard_of_which_no_late_view_is_sound_stays_open(archives: Path, tmp_path: Path) -> None:
+    lists = [str(path) for path in (archives / "v2").iterdir() if path.is_file()]
+    url, radar = str(tmp_path / "cube"), tmp_path / "BigEarthNet-S1"
+    ingest([str(archives / "v2/BigEarthNet-S2"), *lists], url)
+    with tarfile.open(archives / "BigEarthNet-S1.tar") as tar:
+        tar.extractall(tmp_path, filter="data")
+    sound_files = {path: path.read_bytes() for path in radar.rglob("*_VH.tif")}
+    for path in sound_files:
+        path.write_bytes(b"")
+    report = ingest([str(radar)], url)
+    assert_balanced(report)
+    assert (report.release, report.accounts["s1"].quarantined) == (None, 300)
+    for path, data in sound_files.items():
+        path.write_bytes(data)
+    report = ingest([str(radar)], url)
+    assert_balanced(report)
+    assert (report.release, report.accounts["s1"].ingested) == ("r2", 300)
+    assert sound(open_cube(url))
+
+
+def test_a_malformed_patch_of_any_source_does_not_end_a_late_run(tmp_path: Path) -> None:
+    url = str(tmp_path)
+    ingest(MemorySource(70, with_views=False), url, workers=1)
+    report = ingest(MemorySource(70, malformed=frozenset({5})), url, workers=1)
+    assert_balanced(report)
+    assert (report.accounts["s1"].ingested, report.accounts["s1"].quarantined) == (69, 1)
+
+
+def test_a_second_sentinel_1_patch_for_a_row_is_refused(archives: Path, tmp_path: Path) -> None:
+    url, radar = str(tmp_path / "cube"), tmp_path / "BigEarthNet-S1-v1.0"
+    ingest([str(archives / "v1/BigEarthNet-v1.0")], url)
+    with tarfile.open(archives / "BigEarthNet-S1-v1.0.tar") as tar:
+        tar.extractall(tmp_path, filter="data")
+    first = min(path for path in radar.iterdir() if path.is_dir())
+    parts = first.name.split("_")
+    parts[4] = parts[4][:-1] + str((int(parts[4][-1]) + 1) % 10)
+    second = first.with_name("_".join(parts))
+    second.mkdir()
+    for file in first.iterdir():
+        (second / file.name.replace(first.name, second.name)).write_bytes(file.read_bytes())
+    report = ingest([str(radar)], url)
+    assert_balanced(report)
+    assert [orphan.id for orphan in report.orphans if "already" in orphan.reason] in (
+        [first.name],
+        [second.name],
+    )
+    again = ingest([str(radar)], url)
+    assert_balanced(again)
+
+
+def test_lists_may_be_required_complete_of_source_and_cube_together(
+    archives: Path, tmp_path: Path
+) -> None:
+    lists = [str(path) for path in (archives / "v2").iterdir() if path.is_file()]
+    url = str(tmp_path)
+    ingest([str(archives / "v2/BigEarthNet-S2"), *lists], url)
+    report = ingest([str(archives / "v2/BigEarthNet-S1"), *lists], url, require_complete=True)
+    assert (report.n_absent, report.accounts["s1"].ingested) == (0, 300)
+
+
+def test_embeddings_and_later_releases_live_beside_late_views(tmp_path: Path) -> None:
+    url = str(tmp_path)
+    ingest(MemorySource(40, with_views=False), url, workers=1)
+    cube = open_cube(url)
+    vectors = np.ones((cube.n_rows, 3), np.float32)
+    cube.write_embeddings("model", vectors)
+    ingest(MemorySource(40), url, workers=1)
+    ingest(MemorySource(30, first=40), url, workers=1)
+    ingest(MemorySource(20, first=70, with_views=False), url, workers=1)
+    report = ingest(MemorySource(90), url, workers=1)
+    assert_balanced(report)
+    now = open_cube(url)
+    assert [(r.name, r.restates) for r in now.releases] == [
+        ("r1", False),
+        ("r2", True),
+        ("r3", False),
+        ("r4", False),
+        ("r5", True),
+    ]
+    assert sound(now)
+    assert sorted(now.items["bec:row"].to_pylist()) == now.rows.tolist()
+    assert now.column("s1/r10m/present").sum() == 90
+    np.testing.assert_array_equal(now.embeddings("model")[: len(vectors)], vectors)
+    for name, n in (("r1", 40), ("r2", 40), ("r3", 70), ("r4", 90)):
+        old = open_cube(url, release=name)
+        assert len(old.items) == old.n_patches == n

@@ -27,6 +27,7 @@ from bigearth_cube.archive.tarstream import members
 from bigearth_cube.cube import open_cube
 from bigearth_cube.errors import InvalidInputError, NotFoundError
 from bigearth_cube.ingest import IngestReport, assemble, ingest, stream
+from bigearth_cube.ingest import run as run_module
 from bigearth_cube.storage import Storage
 
 Files = dict[str, bytes]
@@ -251,8 +252,8 @@ def test_a_killed_run_goes_on_and_parses_nothing_twice_that_was_kept(
     monkeypatch.setattr(assemble, "MEMORY_BYTES", 1)  # whatever is not open lies in the spill
     views = TarSource.views
 
-    def dying(self: TarSource) -> Iterator[View]:
-        for number, view in enumerate(views(self)):
+    def dying(self: TarSource, only: Any = None) -> Iterator[View]:
+        for number, view in enumerate(views(self, only)):
             if number == after:
                 raise KilledError
             yield view
@@ -415,6 +416,102 @@ def test_what_lists_promise_and_tars_lack_is_absent_and_the_rest_is_accounted_fo
     assert not {names[0], names[1]} & set(cube.items["id"].to_pylist())
     ingest([*urls, *lists_of(archives / "v2")], str(tmp_path / "cube"))
     assert open_cube(str(tmp_path / "cube")).n_patches >= 298
+
+
+def test_a_spill_folder_serves_several_cubes_and_never_mixes_them(
+    archives: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(assemble, "MEMORY_BYTES", 1)
+    write_archive(tmp_path / "other", archive="v2", n_patches=300, seed=5, workers=1)
+    sources = [
+        [
+            write_tar(tmp_path / f"{i}.tar", files_of(folder / "BigEarthNet-S2")),
+            *lists_of(folder),
+        ]
+        for i, folder in enumerate((archives / "v2", tmp_path / "other"))
+    ]
+    spill = str(tmp_path / "spill")
+    views = TarSource.views
+
+    def dying(self: TarSource, only: Any = None) -> Iterator[View]:
+        for number, view in enumerate(views(self, only)):
+            if number == 200:
+                raise KilledError
+            yield view
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TarSource, "views", dying)
+        with pytest.raises(KilledError):
+            ingest(sources[0], str(tmp_path / "a"), spill=spill)
+    assert Storage(spill).list()
+    ingest(sources[1], str(tmp_path / "b"), spill=spill)
+    ingest([str(tmp_path / "other" / "BigEarthNet-S2"), *sources[1][1:]], str(tmp_path / "c"))
+    assert stored(str(tmp_path / "b")) == stored(str(tmp_path / "c"))
+
+
+def test_what_is_repaired_between_a_killed_run_and_the_next_goes_in(
+    archives: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {p: d for n in V2[:2] for p, d in files_of(archives / "v2" / n).items()}
+    broken = next(path for path in files if path.endswith("_VH.tif"))
+    tar, lists = tmp_path / "all.tar", lists_of(archives / "v2")
+    write_tar(tar, {**files, broken: b""})
+    finish = run_module.finish
+    with monkeypatch.context() as patched:
+        patched.setattr(run_module, "finish", lambda *_: (_ for _ in ()).throw(KilledError))
+        with pytest.raises(KilledError):
+            ingest([str(tar), *lists], str(tmp_path / "cube"))
+    assert run_module.finish is finish
+    write_tar(tar, files)
+    report = ingest([str(tar), *lists], str(tmp_path / "cube"))
+    assert_balanced(report)
+    assert (report.accounts["s1"].ingested, report.quarantined) == (300, ())
+
+
+def test_a_member_twice_in_a_tar_is_one_patch(archives: Path, tmp_path: Path) -> None:
+    tar = tmp_path / "BigEarthNet-S2.tar"
+    write_tar(tar, files_of(archives / "v2" / "BigEarthNet-S2"))
+    with tarfile.open(tar) as read, tarfile.open(tar, "a") as append:
+        for member in [m for m in read.getmembers() if m.isfile()][:12]:
+            append.addfile(member, read.extractfile(member))
+    report = ingest([str(tar), *lists_of(archives / "v2")], str(tmp_path / "cube"))
+    assert_balanced(report)
+    assert report.n_rows == 300
+
+
+def test_a_run_refused_for_what_was_absent_goes_on_when_it_is_there(
+    planned_tars: Callable[[Sequence[str]], TarSource], archives: Path, tmp_path: Path
+) -> None:
+    files = files_of(archives / "v2" / "BigEarthNet-S2")
+    folder = next(iter(files)).rsplit("/", 1)[0]
+    tar = tmp_path / "BigEarthNet-S2.tar.zst"
+    write_tar(tar, {p: d for p, d in files.items() if not p.startswith(f"{folder}/")})
+    with pytest.raises(InvalidInputError, match="1 patches that the lists hold are absent"):
+        ingest(planned_tars([str(tar)]), str(tmp_path / "cube"), require_complete=True)
+    write_tar(tar, files)
+    report = ingest(planned_tars([str(tar)]), str(tmp_path / "cube"), require_complete=True)
+    assert_balanced(report)
+    assert (report.n_rows, report.n_absent) == (300, 0)
+
+
+@given(at=st.integers(0, 10**6), bit=st.integers(0, 7), suffix=st.sampled_from(["gz", "zst"]))
+def test_a_flipped_bit_gives_the_same_members_or_is_refused(
+    at: int, bit: int, suffix: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.mktemp("flip") / f"x.tar.{suffix}"
+    expected = [(f"file-{i}", random.Random(i).randbytes(700)) for i in range(3)]
+    if suffix == "gz":
+        path.write_bytes(gzip.compress(tar_bytes(dict(expected)), 6))
+    else:
+        compressor = zstandard.ZstdCompressor(write_checksum=True)
+        path.write_bytes(compressor.compress(tar_bytes(dict(expected))))
+    data = bytearray(path.read_bytes())
+    data[at % len(data)] ^= 1 << bit
+    path.write_bytes(data)
+    try:
+        assert [tuple(member) for member in members(str(path))] == expected
+    except InvalidInputError:
+        return
 
 
 def test_without_lists_v2_has_no_labels_and_v1_has_those_of_its_json(

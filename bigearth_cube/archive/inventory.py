@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -69,6 +70,7 @@ def take_stock(
     listing: Listing,
     lists: Sequence[str],
     read: Callable[[str], bytes] = read_file,
+    measure: Callable[[PatchFolder], Corner] | None = None,
 ) -> Inventory:
     """Make records of a listing.
 
@@ -81,8 +83,10 @@ def take_stock(
     lists
         Paths of the official lists of this archive.
     read
-        Gives the bytes of a file: of the JSON of v1, and of one band of a square that no table
-        holds.
+        Gives the bytes of the JSON of v1.
+    measure
+        Says where a patch lies by its own files, for squares that no table holds; by its B02 on
+        disk where it is None.
 
     Raises
     ------
@@ -112,7 +116,7 @@ def take_stock(
         elif chosen is not None:
             reason = "no Sentinel-2 patch of this name is at hand"
             stock.add_unpaired(chosen, map_id, reason, "reference")
-    parse = _parse_v1 if archive == "v1" else _parse_v2
+    parse = _parse_v1 if archive == "v1" else functools.partial(_parse_v2, measure or _measured)
     grid = Grid()
     for s2_id in sorted(s2):
         folder = _choose(s2[s2_id], _S2_FILES, "s2", stock)
@@ -127,8 +131,9 @@ def take_stock(
         kinds: tuple[Kind, Kind] = ("s1", "reference")
         for part, kind in zip(parts, kinds, strict=True):
             if part is not None:
-                reason = f"its Sentinel-2 patch {s2_id} is quarantined"
-                stock.orphans.append(SetAside(part.name, part.path, reason, kind))
+                stock.add_unpaired(
+                    part, s2_id, f"its Sentinel-2 patch {s2_id} is quarantined", kind
+                )
     for aside in (stock.orphans, stock.quarantined):
         aside.sort(key=lambda s: (s.source, s.id, s.file))
     return stock
@@ -228,12 +233,19 @@ def _parse_v1(folder: PatchFolder, listed: Listed, grid: Grid, read: _Read) -> _
     return _Told(metadata.tile, metadata.mgrs, col, row, metadata.acquired, corner, metadata.labels)
 
 
-def _parse_v2(folder: PatchFolder, listed: Listed, grid: Grid, read: _Read) -> _Told:
-    def measure() -> Corner:
-        return measure_corner(read(folder.file(folder.tails["B02"])), GROUPS["s2/r10m"])
+def _measured(folder: PatchFolder) -> Corner:
+    return measure_corner(read_file(folder.file(folder.tails["B02"])), GROUPS["s2/r10m"])
 
+
+def _parse_v2(
+    measure: Callable[[PatchFolder], Corner],
+    folder: PatchFolder,
+    listed: Listed,
+    grid: Grid,
+    read: _Read,
+) -> _Told:
     name = parse_v2_name(folder.name)
-    corner = grid.corner(name.mgrs, name.col, name.row, measure=measure)
+    corner = grid.corner(name.mgrs, name.col, name.row, measure=lambda: measure(folder))
     _check_labels(listed)
     return _Told(name.tile, name.mgrs, name.col, name.row, name.acquired, corner, listed.labels)
 

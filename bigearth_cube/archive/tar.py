@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
+import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
 from bigearth_cube.archive.base import KINDS, Kind, Patch, PatchRecord, SetAside, Unpaired
+from bigearth_cube.archive.grid import Corner
 from bigearth_cube.archive.inventory import Inventory, take_stock
-from bigearth_cube.archive.listing import Listing, band_of
+from bigearth_cube.archive.listing import Listing, PatchFolder, band_of
 from bigearth_cube.archive.lists import read_v2_list
 from bigearth_cube.archive.metadata import METADATA_TAIL
 from bigearth_cube.archive.names import (
@@ -22,10 +25,10 @@ from bigearth_cube.archive.names import (
     is_scene,
     parse_v2_name,
 )
-from bigearth_cube.archive.pixels import BANDS
+from bigearth_cube.archive.pixels import BANDS, measure_corner
 from bigearth_cube.archive.tarstream import SUFFIXES, Member, members
 from bigearth_cube.errors import InvalidInputError
-from bigearth_cube.nomenclature import Archive, square_origins
+from bigearth_cube.nomenclature import GROUPS, Archive, square_origins
 
 _B02: Final = "B02.tif"
 
@@ -127,13 +130,13 @@ class TarSource:
         """
         raise InvalidInputError(f"{record.id} lies in a tar, which has no random access")
 
-    def views(self, only: Kind | None = None) -> Iterator[View]:
+    def views(self, only: Collection[Kind] | None = None) -> Iterator[View]:
         """Yield every view in the order of the tars; one that lacks a band comes last in its tar.
 
         Parameters
         ----------
         only
-            Leave out tars that hold no view of this kind.
+            Leave out tars that hold no view of these kinds.
 
         Raises
         ------
@@ -165,9 +168,9 @@ class TarSource:
             told = known.get((view.kind, view.name), reason)
             self._aside[view.kind].append(SetAside(view.name, view.folder, told, view.kind))
 
-    def _views(self, only: Kind | None) -> Iterator[View]:
+    def _views(self, only: Collection[Kind] | None) -> Iterator[View]:
         for url in self.tars:
-            if only is not None and not self._holds(url, only):
+            if only is not None and not any(self._holds(url, kind) for kind in only):
                 continue
             begun: dict[tuple[str, Kind], View] = {}
             odd: set[str] = set()
@@ -234,7 +237,7 @@ class TarSource:
         if self._inventory is None and self.from_lists:
             listing = _listed(self.tars, self._lists)
             self._kinds = {(url, _KINDS[_stem(url)]) for url in self.tars}
-            self._inventory = take_stock(self.archive, listing, self._lists, _no_file)
+            self._inventory = take_stock(self.archive, listing, self._lists, measure=_no_corner)
         if self._inventory is None:
             names = _Names()
             for url in self.tars:
@@ -254,7 +257,9 @@ class TarSource:
                 for url in self.tars
                 if parent == url or parent.startswith(f"{url}/")
             }
-            self._inventory = take_stock(self.archive, listing, self._lists, names.read)
+            self._inventory = take_stock(
+                self.archive, listing, self._lists, names.read, names.measure
+            )
         return self._inventory
 
 
@@ -264,8 +269,8 @@ class _Names:
     def __init__(self) -> None:
         self._files: dict[tuple[str, str], tuple[str, ...]] = {}
         self._odd: dict[tuple[str, str], Kind] = {}
-        self._contents: dict[str, bytes] = {}
-        self._measured: dict[str, str] = {}  # new square to the patch whose B02 is kept
+        self._metadata: dict[str, bytes] = {}  # compressed: 1,000 bytes a patch are 400 then
+        self._corners: dict[str, Corner] = {}  # of patches in squares that no table holds
         self._known = square_origins()
 
     def add(self, url: str, member: Member) -> None:
@@ -277,18 +282,18 @@ class _Names:
         before = self._files.get((parent, name), ())
         self._files[parent, name] = (*before, sys.intern(tail))
         if tail == METADATA_TAIL:
-            self._contents[f"{parent}/{name}/{name}_{tail}"] = member.data
+            self._metadata[f"{parent}/{name}/{name}_{tail}"] = zlib.compress(member.data, 1)
         elif tail == _B02 and archive_of(name) == "v2":
-            self._keep_if_new_square(parent, name, member.data)
+            self._measure_if_new_square(parent, name, member.data)
 
-    def _keep_if_new_square(self, parent: str, name: str, data: bytes) -> None:
+    def _measure_if_new_square(self, parent: str, name: str, data: bytes) -> None:
         try:
             square = parse_v2_name(name).mgrs
         except InvalidInputError:
             return  # the inventory says so of every such patch
-        if square not in self._known and name <= self._measured.get(square, name):
-            self._measured[square] = name
-            self._contents[f"{parent}/{name}/{name}_{_B02}"] = data
+        if square not in self._known:
+            with suppress(InvalidInputError):  # said when the patch is read
+                self._corners[f"{parent}/{name}"] = measure_corner(data, GROUPS["s2/r10m"])
 
     def _add_odd(self, url: str, path: str) -> None:
         odd = _odd_folder(url, path)
@@ -297,9 +302,14 @@ class _Names:
             self._odd[folder.removesuffix(f"/{name}"), name] = kind
 
     def read(self, path: str) -> bytes:
-        if path not in self._contents:
+        if path not in self._metadata:
             raise InvalidInputError("is missing")
-        return self._contents[path]
+        return zlib.decompress(self._metadata[path])
+
+    def measure(self, folder: PatchFolder) -> Corner:
+        if folder.path not in self._corners:
+            raise InvalidInputError("cannot be measured: no readable B02")
+        return self._corners[folder.path]
 
     def listing(self) -> Listing:
         listing = Listing()
@@ -345,8 +355,8 @@ def is_published_v2(url: str) -> bool:
     return _stem(url) in V2_FOLDERS
 
 
-def _no_file(path: str) -> bytes:
-    raise InvalidInputError(f"{path} is in a square that no table holds; name the folders instead")
+def _no_corner(folder: PatchFolder) -> Corner:
+    raise InvalidInputError("lies in a square that no table holds; copy its tar to disk first")
 
 
 def _odd_folder(url: str, path: str) -> tuple[str, str, Kind] | None:

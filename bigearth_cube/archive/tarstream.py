@@ -8,6 +8,7 @@ tar, POSIX (pax) and ustar write them.
 from __future__ import annotations
 
 import gzip
+import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack
 from io import BufferedReader
@@ -24,6 +25,7 @@ _READ_BYTES: Final = 1 << 20
 _REMOTE_BYTES: Final = 1 << 24  # a request; at 64 KB the round trips would be all there is
 _FILE_TYPES: Final = (b"0", b"\0", b"7")
 _MAX_HEADER_BYTES: Final = 1 << 20
+_MAX_FILE_BYTES: Final = 1 << 24
 
 
 class Member(NamedTuple):
@@ -62,7 +64,7 @@ def members(url: str) -> Iterator[Member]:
         stream = _decompressed(url, opened)
         try:
             yield from _members(stream)
-        except (zstandard.ZstdError, gzip.BadGzipFile, EOFError, ValueError) as error:
+        except (zstandard.ZstdError, zlib.error, gzip.BadGzipFile, EOFError, ValueError) as error:
             raise InvalidInputError(
                 f"{url} is damaged or not the tar its name says ({error}); fetch it again"
             ) from None
@@ -97,7 +99,9 @@ def _members(stream: BinaryIO) -> Iterator[Member]:
     while header := _header(stream):
         kind, stored = header[156:157], _number(header[124:136])
         if kind in (b"L", b"K", b"x", b"g"):
-            text = _body(stream, stored, most=_MAX_HEADER_BYTES)
+            text = _body(stream, stored)
+            if text is None or stored > _MAX_HEADER_BYTES:
+                raise ValueError(f"a header claims {stored} bytes")
             if kind == b"L":
                 path = _text(text)
             elif kind == b"x":
@@ -108,7 +112,7 @@ def _members(stream: BinaryIO) -> Iterator[Member]:
         name = path if path is not None else _name(header)
         data = _body(stream, stored if size is None else size)
         path = size = None
-        if kind in _FILE_TYPES and not name.endswith("/"):
+        if data is not None and kind in _FILE_TYPES and not name.endswith("/"):
             yield Member(name.removeprefix("./"), data)
 
 
@@ -116,6 +120,8 @@ def _header(stream: BinaryIO) -> bytes | None:
     """Return the next header; None at the end of the archive."""
     header = stream.read(_BLOCK)
     if header == bytes(_BLOCK):
+        while stream.read(_READ_BYTES):
+            pass  # to the end, where the checksum of a compressed stream is compared
         return None
     if len(header) < _BLOCK:
         raise ValueError("it ends in the middle of a header")
@@ -125,14 +131,20 @@ def _header(stream: BinaryIO) -> bytes | None:
     return header
 
 
-def _body(stream: BinaryIO, size: int, *, most: int | None = None) -> bytes:
-    if size < 0 or (most is not None and size > most):
+def _body(stream: BinaryIO, size: int) -> bytes | None:
+    """Read what follows a header; None of a file larger than any of a patch, which is passed."""
+    if size < 0:
         raise ValueError(f"a header claims {size} bytes")
     padded = -(-size // _BLOCK) * _BLOCK
-    data = stream.read(padded)
-    if len(data) < padded:
+    left = padded
+    while left > _MAX_FILE_BYTES:
+        left -= _READ_BYTES
+        if len(stream.read(_READ_BYTES)) < _READ_BYTES:
+            raise ValueError("it ends in the middle of a file")
+    data = stream.read(left)
+    if len(data) < left:
         raise ValueError("it ends in the middle of a file")
-    return data[:size]
+    return data[:size] if left == padded else None
 
 
 def _number(field: bytes) -> int:
@@ -157,6 +169,8 @@ def _pax(text: bytes) -> dict[str, str]:
     said = {}
     while text:
         length, _, rest = text.partition(b" ")
+        if int(length) <= len(length):
+            raise ValueError("an extended header does not parse")
         record = rest[: int(length) - len(length) - 1]
         key, _, value = record.rstrip(b"\n").partition(b"=")
         if not key:

@@ -12,7 +12,7 @@ import struct
 from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -22,7 +22,6 @@ from bigearth_cube.archive.base import Kind, SetAside
 from bigearth_cube.ingest.plan import Plan
 from bigearth_cube.ingest.shard import VIEWS, ShardAccount
 from bigearth_cube.nomenclature import S2_GROUPS
-from bigearth_cube.release import StoredObject
 from bigearth_cube.shards import decode_chunk, encode_chunk, join_chunks
 from bigearth_cube.storage import Storage
 
@@ -244,7 +243,7 @@ class Assembler:
         for number in numbers:
             self._in_memory.pop(number, None)
         self._writing.append(self._pool.submit(self._write, shard))
-        while len(self._writing) > self._threads:
+        while len(self._writing) > 1:  # a shard and its parts are 190 MB while it is joined
             self._collect(wait=True)
 
     def _write(self, shard: int) -> ShardAccount:
@@ -259,23 +258,28 @@ class Assembler:
             for group, chunks in parts.items():
                 chunks.append(found.get(group) or self._fill(group))
             chunk.encoded = None
-        objects = [
-            self._plan.writer.put_shard(group, shard, join_chunks(self._layouts[group], chunks))
-            for group, chunks in parts.items()
-        ]
-        account = self._account(shard, objects)
+        account = self._account(shard)
+        # A late shard without a sound view is not written, so that it stays open for one.
+        if self._plan.only is None or account.s1 or account.reference:
+            objects = [
+                self._plan.writer.put_shard(group, shard, join_chunks(self._layouts[group], chunks))
+                for group, chunks in parts.items()
+            ]
+            account = replace(account, objects=tuple(objects))
         key = f"{self._plan.folder}/shards/{account.key}"
         self._plan.writer.storage.write(key, account.to_bytes())
         for number in numbers:
             self._forget_spilled(number)
         return account
 
-    def _account(self, shard: int, objects: Sequence[StoredObject]) -> ShardAccount:
+    def _account(self, shard: int) -> ShardAccount:
         present: list[int] = []
         lacking: list[int] = []
         quarantined: list[SetAside] = []
+        n_unseen = 0
         for number in self._numbers(shard):
             chunk = self._chunks[number]
+            n_unseen += (chunk.expected & ~chunk.seen).bit_count()
             for i in range(self._chunk_rows):
                 row = number * self._chunk_rows + i
                 if chunk.seen & ~chunk.bad & (1 << i):
@@ -290,8 +294,9 @@ class Assembler:
             reference=tuple(present) if self._kind == "reference" else (),
             quarantined=tuple(quarantined),
             orphans=(),
-            objects=tuple(objects),
+            objects=(),
             kind=self._kind,
+            n_unseen=n_unseen,
         )
 
     def _fill(self, group: str) -> bytes:
@@ -308,6 +313,8 @@ class Assembler:
         """Spill the oldest encoded chunks, then those open chunks that were not needed longest."""
         held = len(self._opened) + len(self._pending)
         used = held * self._chunk_bytes + sum(self._in_memory.values())
+        if used > MEMORY_BYTES:
+            self._free.clear()
         while used > MEMORY_BYTES and self._in_memory:
             number, n_bytes = self._in_memory.popitem(last=False)
             chunk = self._chunks[number]
@@ -331,7 +338,6 @@ class Assembler:
         about = {
             "seen": f"{chunk.seen:x}",
             "bad": f"{chunk.bad:x}",
-            "malformed": [asdict(entry) for entry in chunk.malformed],
             "sizes": {group: len(data) for group, data in encoded.items()},
         }
         header = json.dumps(about).encode()
@@ -359,15 +365,15 @@ class Assembler:
         for key, _ in self._spill.list(self._kind):
             number = int(key.rpartition("/")[2])
             if number not in self._chunks:
-                continue  # of older rows, or of newer ones: another assembler's
+                continue  # of older rows, or of newer ones: another assembler of these plans
             self._on_storage.add(number)
             if number // self._per_shard in self._finished:
                 self._forget_spilled(number)
                 continue
             about, _ = _about(memoryview(self._spill.read(key)))
             chunk = self._chunks[number]
-            chunk.seen, chunk.bad = int(about["seen"], 16), int(about["bad"], 16)
-            chunk.malformed = [SetAside(**entry) for entry in about["malformed"]]
+            # What could not be read is wanted again: it may have been repaired since.
+            chunk.seen = int(about["seen"], 16) & ~int(about["bad"], 16)
             chunk.spilled = True
 
 

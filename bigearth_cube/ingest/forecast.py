@@ -14,9 +14,9 @@ import fsspec
 import numpy as np
 from numpy.typing import NDArray
 
-from bigearth_cube.archive import PatchSource, TarSource
+from bigearth_cube.archive import FolderSource, PatchSource, TarSource
 from bigearth_cube.archive.base import KINDS, Kind
-from bigearth_cube.archive.pixels import read_view
+from bigearth_cube.archive.pixels import BANDS, read_view
 from bigearth_cube.errors import MalformedPatchError
 from bigearth_cube.ingest.late import late_plans
 from bigearth_cube.ingest.plan import Plan, make_plan
@@ -25,6 +25,7 @@ from bigearth_cube.ingest.survey import opened, take_survey
 from bigearth_cube.nomenclature import GROUPS
 from bigearth_cube.shards import Profile, encode_chunk
 from bigearth_cube.storage import Storage, StorageOptions
+from bigearth_cube.writer import ROOT, ZARR
 
 PRICES: Final = "AWS S3 Standard, us-east-1, list prices of 2025"
 DOLLARS_PER_GB_MONTH: Final = 0.023
@@ -106,6 +107,8 @@ def forecast(
     storage = Storage(cube_url, storage_options)
     storage.check_bucket()
     source = opened(sources, storage, archive, metadata_only=False)
+    if isinstance(source, TarSource) and storage.exists(f"{ZARR}/{ROOT}"):
+        source.read_names()
     records = list(source.records())
     survey = take_survey(storage, source, records, None)
     workers = workers or os.cpu_count() or 1
@@ -184,7 +187,7 @@ def _views(
         r.s1_id if kind == "s1" else r.id: r for p in plans for r in p.records if _has(r, kind)
     }
     if isinstance(source, TarSource):
-        for view in source.views(kind):
+        for view in source.views({kind}):
             record = wanted.get(view.name)
             if view.kind != kind or record is None or not view.complete:
                 continue
@@ -199,14 +202,17 @@ def _views(
     step = max(1, len(wanted) // _N_SAMPLED)
     for record in islice(wanted.values(), 0, None, step):
         try:
+            if isinstance(source, FolderSource):
+                views = read_view(record, kind, record.files)
+                yield sum(_size(record.files[band]) for band in BANDS[kind]), views
+                continue
             patch = source.read(record)
         except MalformedPatchError:
             continue
         single = {VIEWS["s1"]: patch.s1, VIEWS["reference"]: patch.clc}
         found = patch.s2 if kind == "s2" else {VIEWS[kind]: single[VIEWS[kind]]}
         if all(pixels is not None for pixels in found.values()):
-            bands = [band for group in found for band in GROUPS[group].bands or ("map",)]
-            yield sum(_size(record.files[band]) for band in bands), found  # type: ignore[misc]
+            yield sum(_size(record.files[band]) for band in BANDS[kind]), found  # type: ignore[misc]
 
 
 def _size(path: str) -> int:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from bigearth_cube import stac
 from bigearth_cube.archive import FolderSource, PatchRecord, PatchSource, SetAside
 from bigearth_cube.archive.base import Kind, Unpaired
-from bigearth_cube.archive.pixels import BANDS, read_view, set_aside_view
+from bigearth_cube.archive.pixels import read_view, set_aside_view
 from bigearth_cube.cube import Cube
 from bigearth_cube.errors import MalformedPatchError
 from bigearth_cube.ingest.plan import Plan
@@ -81,14 +81,20 @@ def find_late(
         return late
     ids = cube.items["id"].to_pylist()
     rows = dict(zip(ids, cube.items["bec:row"].to_pylist(), strict=True))
-    s2_of = dict(zip(cube.items["bec:s1_id"].to_pylist(), ids, strict=True))
+    s1_ids = cube.items["bec:s1_id"].to_pylist()
+    s2_of, s1_of = dict(zip(s1_ids, ids, strict=True)), dict(zip(ids, s1_ids, strict=True))
     present = {kind: _present(cube, path) for kind, path in VIEWS.items()}
     filled = {kind: _filled(cube, path) for kind, path in VIEWS.items()}
     shard_rows = cube.layout.shard_rows
 
     def take(kind: Kind, record: PatchRecord, view: SetAside) -> None:
         row = rows[record.id]
-        if present[kind][row]:
+        taken = late.to_write.get(kind, {}).get(row)
+        other = taken.s1_id if taken else s1_of[record.id] if present[kind][row] else None
+        if kind == "s1" and other not in (None, view.id):
+            reason = f"pairs with {record.id}, which pairs with {other} already"
+            late.refused.append(replace(view, reason=reason))
+        elif present[kind][row] or taken:
             late.present[kind] += 1
         elif filled[kind][row // shard_rows]:
             before = aside.get((kind, view.id))
@@ -102,7 +108,7 @@ def find_late(
 
     for record in old:
         for view in views_of(record, ""):
-            take(view.source, _only(record, view.source), view)
+            take(view.source, record, view)
     if unpaired:
         known = _Rows(cube, rows)
         for orphan in unpaired:
@@ -145,17 +151,26 @@ def read_late(
             except MalformedPatchError as error:
                 yield row, set_aside_view(record, kind, error)
             continue
-        patch = source.read(record)
+        try:
+            patch = source.read(record)
+        except MalformedPatchError as error:
+            yield row, set_aside_view(record, kind, error)
+            continue
         pixels = patch.s1 if kind == "s1" else patch.clc
         faults = [problem for problem in patch.problems if problem.source == kind]
-        yield row, faults[0] if faults or pixels is None else {group: pixels}
+        if pixels is None and not faults:
+            faults = [replace(view, reason="was not read") for view in views_of(record, "")]
+        yield row, {group: pixels} if pixels is not None else faults[0]
 
 
-def late_runs(plans: Sequence[Plan]) -> tuple[tuple[str, int, int], ...]:
+def late_runs(
+    plans: Sequence[Plan], accounts: Sequence[ShardAccount]
+) -> tuple[tuple[str, int, int], ...]:
     """Name each group, and the runs of older rows whose shards are written for it."""
     runs = []
     for plan in plans:
-        for first, last in runs_of(np.array(plan.shards())):
+        shards = {row // plan.shard_rows for row in written_rows(plan, accounts)}
+        for first, last in runs_of(np.array(sorted(shards))):
             runs.append((plan.filled[0], first * plan.shard_rows, last * plan.shard_rows))
     return tuple(runs)
 
@@ -209,13 +224,6 @@ def written_rows(plan: Plan, accounts: Sequence[ShardAccount]) -> list[int]:
         if account.kind == kind and account.shard in set(plan.shards())
         for row in getattr(account, kind)
     ]
-
-
-def _only(record: PatchRecord, kind: Kind) -> PatchRecord:
-    """Keep the files of one kind."""
-    return replace(
-        record, files={band: record.files[band] for band in BANDS[kind] if band in record.files}
-    )
 
 
 def _present(cube: Cube, group: str) -> NDArray[np.bool_]:

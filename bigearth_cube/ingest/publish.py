@@ -112,14 +112,15 @@ def finish(
         arrays=plan.filled,
         tables=(
             put(
-                f"items/{plan.release}-0.parquet", stac.parquet_bytes(table_all if late else table)
+                f"items/{plan.release}-0.parquet",
+                stac.parquet_bytes(table_all if joined else table),
             ),
         ),
         source=source.archive,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         digest=release_digest([*(r.id for r in records), *joined]),
-        late=late_runs(late),
-        restates=bool(late),
+        late=late_runs(late, accounts),
+        restates=bool(joined),
     )
     releases = (*(before.releases if before else ()), release)
     aside = {
@@ -134,6 +135,8 @@ def finish(
         put(f"{plan.folder}/{name}.parquet", stac.parquet_bytes(pa.table(columns)))
     _put_descriptions(storage, writer, table_all, releases, put)
     writer.record(f"{plan.folder}/objects.json", objects)
+    for key, _ in storage.list(f"{plan.folder}/spill"):
+        storage.delete(key)  # of a run over sources of another form
     held.confirm()
     writer.publish(releases)
     return open_cube(storage.url, storage.options)

@@ -8,6 +8,7 @@ killed finds it there and goes on. Nothing is visible to readers until the root 
 from __future__ import annotations
 
 import functools
+import hashlib
 import itertools
 import json
 import os
@@ -25,7 +26,7 @@ from distributed.comm.core import CommClosedError
 from bigearth_cube.archive import PatchRecord, PatchSource, SetAside, TarSource
 from bigearth_cube.archive.base import KINDS, Kind
 from bigearth_cube.errors import InvalidInputError, StorageError
-from bigearth_cube.ingest.late import late_plans
+from bigearth_cube.ingest.late import late_plans, written_rows
 from bigearth_cube.ingest.plan import Plan, make_plan
 from bigearth_cube.ingest.publish import finish
 from bigearth_cube.ingest.shard import VIEWS, ShardAccount, write_shard
@@ -171,7 +172,7 @@ def ingest(
     if isinstance(source, TarSource) and storage.exists(f"{ZARR}/{ROOT}"):
         source.read_names()  # what joins a cube must be known before it is planned
     records = list(source.records())
-    check_source(source, records, require_complete=require_complete)
+    check_source(source, records)
     # Locked before the cube is looked at: the plan begins where the last release ends.
     with lock(storage, break_lock=break_lock) as held:
 
@@ -181,6 +182,8 @@ def ingest(
                 progress(n_done, n_all)
 
         survey = take_survey(storage, source, records, cube_id)
+        if require_complete and survey.absent:
+            raise _incomplete(survey.absent)
         cube, new, old, late = survey.cube, survey.new, survey.old, survey.late
         plan = None
         plans: list[Plan] = []
@@ -199,9 +202,7 @@ def ingest(
             plans = [plan, *late_plans(plan, late)]
             done = _begin(storage, plans, streamed=isinstance(source, TarSource))
             resumed = len({account.shard for account in done})
-            place = storage.child(f"{plan.folder}/spill")
-            if spill is not None:
-                place = Storage(spill, storage_options)
+            place = _spill_of(storage, plans, spill, storage_options)
             threads = workers or os.cpu_count() or 1
             if isinstance(source, TarSource):
                 shards = write_streamed(
@@ -214,7 +215,9 @@ def ingest(
                     with _cluster(client, workers, len(plan.shards()) - len(whole)) as running:
                         shards += _write_shards(source, plan, whole, running, advance)
                 for part in plans[1:]:
-                    shards += write_late(source, part, done, place, threads=threads)
+                    shards += write_late(
+                        source, part, done, place, threads=threads, progress=advance
+                    )
             # Shards end in any order; what is kept of them must not depend on it.
             shards.sort(key=lambda account: (account.shard, account.kind or ""))
         quarantined = (
@@ -236,11 +239,13 @@ def ingest(
             ingested[kind] += sum(len(getattr(shard, kind)) for shard in shards)
         gone = _absent(new, plan, void, quarantined)
         if require_complete and gone:
-            raise InvalidInputError(
-                f"{len(gone)} patches that the lists hold are absent from the source, first "
-                f"{gone[0]!r}; add them, or leave out --require-complete"
-            )
+            raise _incomplete(gone)
         accounts = _balance(source.found(), ingested, orphans, quarantined)
+        if plan is not None and not new and not any(written_rows(p, shards) for p in plans[1:]):
+            # Every view that came late is in quarantine: its shard stays open for a sound one.
+            for key, _ in storage.list(plan.folder):
+                storage.delete(key)
+            plan = None
         if plan is not None:
             cube = finish(storage, source, plans, cube, shards, orphans, held)
     assert cube is not None
@@ -250,7 +255,7 @@ def ingest(
         release=None if plan is None else plan.release,
         accounts=accounts,
         n_rows=cube.n_patches,
-        n_absent=len(source.absent()) + len(gone),
+        n_absent=len(survey.absent) + len(gone),
         n_unlabeled=sum(record.labels is None for record in written),
         n_unsplit=sum(record.split is None for record in written),
         n_not_applied=not_applied(cube, old),
@@ -258,6 +263,13 @@ def ingest(
         quarantined=quarantined,
         orphans=orphans,
         seconds=time.monotonic() - began,
+    )
+
+
+def _incomplete(absent: Sequence[str]) -> InvalidInputError:
+    return InvalidInputError(
+        f"{len(absent)} patches that the lists hold are absent from the source, first "
+        f"{absent[0]!r}; add them, or leave out --require-complete"
     )
 
 
@@ -307,18 +319,31 @@ def _begin(storage: Storage, plans: Sequence[Plan], *, streamed: bool) -> list[S
         found = json.loads(storage.read(key))
         if found != document:
             raise InvalidInputError(
-                f"an unfinished run of {found['patches']} other patches lies in "
-                f"{storage.url}/{plan.folder}; finish it with the same sources, or remove that "
-                f"folder to give it up"
+                f"an unfinished run of other patches lies in {storage.url}/{plan.folder}; finish "
+                f"it with the same sources, or remove that folder to give it up"
             )
-    found_done = (
-        ShardAccount.from_bytes(storage.read(key))
-        for key, _ in storage.list(f"{plan.folder}/shards")
-    )
-    if streamed:
-        return [account for account in found_done if account.kind is not None]
-    # A shard with a fault is read again: its files may have been repaired since.
-    return [account for account in found_done if not account.quarantined]
+    kept = []
+    for key, _ in storage.list(f"{plan.folder}/shards"):
+        account = ShardAccount.from_bytes(storage.read(key))
+        late = account.shard * plan.shard_rows < plan.start
+        whole = account.kind is None
+        # A shard with a fault is read again, its files may have been repaired since; so is one
+        # that a run over sources of another form wrote, whose bytes this run may write anew.
+        if account.quarantined or account.n_unseen or (not late and whole == streamed):
+            storage.delete(key)
+        else:
+            kept.append(account)
+    return kept
+
+
+def _spill_of(
+    storage: Storage, plans: Sequence[Plan], spill: str | None, options: StorageOptions | None
+) -> Storage:
+    """Where the chunks of these very plans spill: no other run may take them for its own."""
+    name = hashlib.sha256("\n".join([storage.url, *(p.digest() for p in plans)]).encode())
+    if spill is None:
+        return storage.child(f"{plans[0].folder}/spill/{name.hexdigest()[:16]}")
+    return Storage(spill, options).child(name.hexdigest()[:16])
 
 
 def _write_shards(

@@ -40,6 +40,7 @@ class ShardAccount:
     orphans: tuple[SetAside, ...]
     objects: tuple[StoredObject, ...]
     kind: Kind | None = None  # of a stream's account; None where the shard was written whole
+    n_unseen: int = 0  # views that were expected and did not come
 
     @property
     def key(self) -> str:
@@ -68,6 +69,7 @@ class ShardAccount:
             orphans=aside["orphans"],
             objects=objects,
             kind=document["kind"],
+            n_unseen=document["n_unseen"],
         )
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from bigearth_cube.archive import PatchRecord, PatchSource, SetAside, TarSource
 from bigearth_cube.archive.base import KINDS, Kind
 from bigearth_cube.archive.pixels import BANDS, read_view, set_aside_view
-from bigearth_cube.errors import MalformedPatchError
+from bigearth_cube.errors import InvalidInputError, MalformedPatchError
 from bigearth_cube.ingest.assemble import GROUPS_OF, Assembler
 from bigearth_cube.ingest.late import read_late
 from bigearth_cube.ingest.plan import Plan
@@ -57,15 +57,18 @@ def write_streamed(
     StorageError
         If storage refuses or cannot be reached.
     """
-    parts = [
-        _Part(plan, kind, done, spill, threads)
-        for plan in plans
-        for kind in KINDS
-        if GROUPS_OF[kind][0] in plan.filled
-    ]
-    n_views, n_done = sum(len(part.rows) for part in parts), 0
+    parts: list[_Part] = []
     try:
-        for view in source.views():
+        parts.extend(
+            _Part(plan, kind, done, spill, threads)
+            for plan in plans
+            for kind in KINDS
+            if GROUPS_OF[kind][0] in plan.filled
+        )
+        n_views, n_done = sum(len(part.rows) for part in parts), 0
+        # Where rows are from lists, what else is in the tars is known by reading them all.
+        wanted = None if source.from_lists else {part.kind for part in parts}
+        for view in source.views(wanted):
             part = next((p for p in parts if p.kind == view.kind and view.name in p.rows), None)
             if part is None:
                 source.set_aside(view, "no list that was given names it")
@@ -91,7 +94,14 @@ def write_streamed(
                     part.assembler.put(row, pixels)
             if len(part.seen) == len(part.rows):
                 part.finish()  # the next kind's turn to have memory
+            if wanted is not None and all(part.accounts for part in parts):
+                break
         for part in parts:
+            if not source.from_lists and len(part.seen) < len(part.rows):
+                raise InvalidInputError(
+                    f"{len(part.rows) - len(part.seen)} patches whose names were read first did "
+                    f"not come again: a tar changed meanwhile; run the same command again"
+                )
             part.finish()
         return _without_s2(plans, [account for part in parts for account in part.accounts])
     finally:
@@ -106,11 +116,13 @@ def write_late(
     spill: Storage,
     *,
     threads: int,
+    progress: Callable[[int, int], None],
 ) -> list[ShardAccount]:
     """Write views of older rows from a source with random access; see ``write_streamed``."""
     part = _Part(plan, _kind_of(plan), done, spill, threads)
     try:
-        for row, found in read_late(source, plan):
+        for n_done, (row, found) in enumerate(read_late(source, plan), start=1):
+            progress(n_done, len(part.rows))
             if not part.assembler.wants(row):
                 continue
             if isinstance(found, SetAside):
@@ -150,7 +162,7 @@ def faults_in_stream(
 ) -> Iterator[MalformedPatchError]:
     """Try to read the Sentinel-2 pixels of some patches; yield what is wrong with them."""
     wanted = {record.id: record for record in records}
-    for view in source.views():
+    for view in source.views({"s2"}):
         record = wanted.get(view.name)
         if view.kind != "s2" or record is None or record.files["B02"] != view.files.get("B02"):
             continue

@@ -49,6 +49,8 @@ class Survey:
     still_bad, bad_views
         Patches that an earlier run put into quarantine and that still cannot be read; what is at
         hand of their other views.
+    absent
+        Patches that the lists hold and that neither the source nor the cube has.
     """
 
     cube: Cube | None
@@ -57,6 +59,7 @@ class Survey:
     late: LateViews
     still_bad: Sequence[SetAside]
     bad_views: Sequence[SetAside]
+    absent: Sequence[str]
 
 
 def take_survey(
@@ -89,7 +92,9 @@ def take_survey(
     )
     old = [r for r in records if r.id in known]
     late = find_late(cube, old, unpaired_of(source), aside)
-    return Survey(cube, sorted(unknown, key=row_order), old, late, still_bad, bad_views)
+    absent = [name for name in source.absent() if name not in known]
+    new = sorted(unknown, key=row_order)
+    return Survey(cube, new, old, late, still_bad, bad_views, absent)
 
 
 def unpaired_of(source: PatchSource) -> Sequence[Unpaired]:
@@ -185,29 +190,18 @@ def _check_place(sources: Sequence[str], storage: Storage) -> None:
         )
 
 
-def check_source(
-    source: PatchSource,
-    records: Sequence[PatchRecord],
-    *,
-    require_complete: bool,
-) -> None:
-    """Refuse a source that holds nothing, or less than it should.
+def check_source(source: PatchSource, records: Sequence[PatchRecord]) -> None:
+    """Refuse a source that holds nothing.
 
     Raises
     ------
     InvalidInputError
-        If nothing in it can be read, or it lacks patches of its lists and must not.
+        If nothing in it can be read.
     """
-    absent, unpaired = source.absent(), unpaired_of(source)
-    if not records and not unpaired:
+    if not records and not unpaired_of(source):
         reasons = "; ".join(q.reason for q in list(source.quarantined())[:3])
         raise InvalidInputError(
             f"no patch can be read from the source ({reasons or 'it is empty'})"
-        )
-    if require_complete and absent:
-        raise InvalidInputError(
-            f"{len(absent)} patches that the lists hold are absent from the source, "
-            f"first {absent[0]!r}; add them, or leave out --require-complete"
         )
 
 
@@ -268,6 +262,6 @@ def _quarantined_before(cube: Cube | None) -> dict[tuple[str, str], SetAside]:
         return entries
     for release in cube.releases:
         data = cube.storage.read(f"ingest/{release.name}/quarantine.parquet")
-        for entry in pq.read_table(pa.BufferReader(data)).to_pylist():
+        for entry in pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False).to_pylist():
             entries[entry["source"], entry["id"]] = SetAside(**entry)
     return entries
