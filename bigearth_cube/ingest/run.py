@@ -169,10 +169,13 @@ def ingest(
     storage = Storage(cube_url, storage_options)
     storage.check_bucket()
     source = opened(sources, storage, archive, metadata_only=metadata_only)
-    if isinstance(source, TarSource) and storage.exists(f"{ZARR}/{ROOT}"):
+    is_new = not storage.exists(f"{ZARR}/{ROOT}")
+    if isinstance(source, TarSource) and not is_new:
         source.read_names()  # what joins a cube must be known before it is planned
     records = list(source.records())
     check_source(source, records)
+    if require_complete and is_new and source.absent():
+        raise _incomplete(source.absent())
     # Locked before the cube is looked at: the plan begins where the last release ends.
     with lock(storage, break_lock=break_lock) as held:
 
