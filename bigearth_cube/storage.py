@@ -108,6 +108,7 @@ class _LocalBackend(_ObstoreBackend):
 
     def __init__(self, path: str) -> None:
         self._path = Path(path)
+        self._tried: set[Path] = set()
 
     @functools.cached_property
     def _store(self) -> Any:
@@ -119,9 +120,10 @@ class _LocalBackend(_ObstoreBackend):
         folder = (self._path / key).parent
         with suppress(FileExistsError):  # a file: the next line says so
             folder.mkdir(parents=True, exist_ok=True)
-        # LocalStore tries for ever where a folder takes no files, as /proc.
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        if folder not in self._tried:
+            # LocalStore tries for ever where a folder takes no files, as /proc.
+            with tempfile.TemporaryFile(dir=folder):
+                self._tried.add(folder)
         super().put(key, data, only_if_absent=only_if_absent)
 
     def leftovers(self) -> list[Path]:
