@@ -78,17 +78,7 @@ def open_archive(
             "patches too"
         )
     found = _detect(listing)
-    if archive not in ("auto", found):
-        raise InvalidInputError(
-            f"{', '.join(sources)}: patches of {found}, but archive {archive} was asked for; "
-            "name other folders or leave the archive to auto"
-        )
-    for path in named_lists:
-        if archive_of_list(path) != found:
-            raise InvalidInputError(
-                f"{path} is a list of {archive_of_list(path)}, but the patches are of {found}; "
-                "leave it out"
-            )
+    _check_archive(sources, found, archive, named_lists)
     beside = [path for path in listing.lists if archive_of_list(path) == found]
     return FolderSource(found, roots, dict.fromkeys([*named_lists, *beside]), listing)
 
@@ -108,23 +98,29 @@ def _open_tars(
             raise InvalidInputError(
                 f"{tar} is of {archive_of_tar(tar)}, {tars[0]} of {found}; each has its own cube"
             )
-    if archive not in ("auto", found):
-        raise InvalidInputError(
-            f"{tars[0]}: patches of {found}, but archive {archive} was asked for; "
-            "name other tars or leave the archive to auto"
-        )
-    for path in paths:
-        if archive_of_list(path) != found:
-            raise InvalidInputError(
-                f"{path} is a list of {archive_of_list(path)}, but the patches are of {found}; "
-                "leave it out"
-            )
+    _check_archive(tars, found, archive, paths)
     # Over the network once, where lists say what is in the tars; from disk names cost little.
     remote = [tar for tar in tars if "://" in tar and not tar.startswith("file://")]
     listed = found == "v2" and bool(paths) and all(is_published_v2(tar) for tar in tars)
     unique = len({os.path.basename(tar) for tar in tars}) == len(tars)
     lists = list(dict.fromkeys(paths))
     return TarSource(found, tars, lists, from_lists=bool(remote) and listed and unique)
+
+
+def _check_archive(
+    sources: Sequence[str], found: Archive, asked_for: str, lists: Sequence[str]
+) -> None:
+    if asked_for not in ("auto", found):
+        raise InvalidInputError(
+            f"{', '.join(sources)}: patches of {found}, but archive {asked_for} was asked for; "
+            "name other sources or leave the archive to auto"
+        )
+    for path in lists:
+        if archive_of_list(path) != found:
+            raise InvalidInputError(
+                f"{path} is a list of {archive_of_list(path)}, but the patches are of {found}; "
+                "leave it out"
+            )
 
 
 def _local_path(source: str) -> str:

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bigearth_cube.archive.base import Kind, SetAside
+from bigearth_cube.archive.pixels import BANDS
 from bigearth_cube.ingest.plan import Plan
 from bigearth_cube.ingest.shard import VIEWS, ShardAccount
 from bigearth_cube.nomenclature import S2_GROUPS
@@ -149,7 +150,7 @@ class Assembler:
             for shard in self._plan.shards()
             for number in self._numbers(shard)
         }
-        needed = {"s2": "B02", "s1": "VV", "reference": "map"}[self._kind]
+        needed = BANDS[self._kind][0]
         for row, record in enumerate(self._plan.records, self._plan.start):
             if needed in record.files:
                 chunks[row // self._chunk_rows].expected |= 1 << (row % self._chunk_rows)

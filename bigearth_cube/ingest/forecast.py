@@ -14,7 +14,7 @@ import fsspec
 import numpy as np
 from numpy.typing import NDArray
 
-from bigearth_cube.archive import FolderSource, PatchSource, TarSource
+from bigearth_cube.archive import FolderSource, PatchRecord, PatchSource, TarSource
 from bigearth_cube.archive.base import KINDS, Kind
 from bigearth_cube.archive.pixels import BANDS, read_view
 from bigearth_cube.errors import MalformedPatchError
@@ -154,8 +154,8 @@ class _Tried:
     seconds: float
 
 
-def _has(record: Any, kind: Kind) -> bool:
-    return {"s2": "B02", "s1": "VV", "reference": "map"}[kind] in record.files
+def _has(record: PatchRecord, kind: Kind) -> bool:
+    return BANDS[kind][0] in record.files
 
 
 def _try(source: PatchSource, plans: Sequence[Plan], kind: Kind) -> _Tried:
@@ -209,10 +209,12 @@ def _views(
             patch = source.read(record)
         except MalformedPatchError:
             continue
-        single = {VIEWS["s1"]: patch.s1, VIEWS["reference"]: patch.clc}
-        found = patch.s2 if kind == "s2" else {VIEWS[kind]: single[VIEWS[kind]]}
-        if all(pixels is not None for pixels in found.values()):
-            yield sum(_size(record.files[band]) for band in BANDS[kind]), found  # type: ignore[misc]
+        found: Mapping[str, NDArray[Any]] = patch.s2
+        if kind != "s2":
+            pixels = patch.s1 if kind == "s1" else patch.clc
+            found = {} if pixels is None else {VIEWS[kind]: pixels}
+        if found:
+            yield sum(_size(record.files.get(band, "")) for band in BANDS[kind]), found
 
 
 def _size(path: str) -> int:

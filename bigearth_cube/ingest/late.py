@@ -22,7 +22,7 @@ from bigearth_cube.archive.pixels import read_view, set_aside_view
 from bigearth_cube.cube import Cube
 from bigearth_cube.errors import MalformedPatchError
 from bigearth_cube.ingest.plan import Plan
-from bigearth_cube.ingest.shard import VIEWS, ShardAccount, views_of
+from bigearth_cube.ingest.shard import VIEWS, ShardAccount, kind_of, views_of
 from bigearth_cube.nomenclature import S1_GROUP
 from bigearth_cube.release import StoredObject, runs_of
 
@@ -141,7 +141,7 @@ def read_late(
 ) -> Iterator[tuple[int, Mapping[str, NDArray[Any]] | SetAside]]:
     """Read the views of a plan from a source with random access, row by row."""
     (group,) = plan.filled
-    kind = next(kind for kind, path in VIEWS.items() if path == group)
+    kind = kind_of(group)
     for row, record in enumerate(plan.records):
         if not record.files:
             continue
@@ -217,11 +217,11 @@ def restated_items(
 
 def written_rows(plan: Plan, accounts: Sequence[ShardAccount]) -> list[int]:
     """Return the older rows whose view was written."""
-    kind = next(kind for kind, path in VIEWS.items() if path == plan.filled[0])
+    kind, shards = kind_of(plan.filled[0]), set(plan.shards())
     return [
         row
         for account in accounts
-        if account.kind == kind and account.shard in set(plan.shards())
+        if account.kind == kind and account.shard in shards
         for row in getattr(account, kind)
     ]
 

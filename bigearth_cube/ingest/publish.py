@@ -79,7 +79,8 @@ def finish(
     objects += writer.put_documents(writer.documents)
     if before is not None:
         objects += write_late_columns(late, accounts, before)
-    new_accounts = [a for a in accounts if a.shard in set(plan.shards())]
+    own = set(plan.shards())
+    new_accounts = [account for account in accounts if account.shard in own]
     if records:
         for path, values in columns_of(plan, records, rows, new_accounts).items():
             objects += writer.write_column(path, plan.start, values)

@@ -23,6 +23,7 @@ from bigearth_cube.writer import CubeWriter
 
 VIEWS: Mapping[Kind, str] = {"s1": S1_GROUP.path, "reference": MAP_GROUP.path}
 """Kinds of view that join a row, and the group they fill."""
+_KIND_OF: Mapping[str, Kind] = {path: kind for kind, path in VIEWS.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +123,11 @@ def write_shard(
     )
     writer.storage.write(f"{folder}/shards/{account.key}", account.to_bytes())
     return account
+
+
+def kind_of(group: str) -> Kind:
+    """Kind of view that fills a group of ``VIEWS``."""
+    return _KIND_OF[group]
 
 
 def views_of(record: PatchRecord, reason: str) -> list[SetAside]:

@@ -12,7 +12,7 @@ from bigearth_cube.errors import InvalidInputError, MalformedPatchError
 from bigearth_cube.ingest.assemble import GROUPS_OF, Assembler
 from bigearth_cube.ingest.late import read_late
 from bigearth_cube.ingest.plan import Plan
-from bigearth_cube.ingest.shard import ShardAccount, views_of
+from bigearth_cube.ingest.shard import ShardAccount, kind_of, views_of
 from bigearth_cube.storage import Storage
 
 
@@ -119,7 +119,7 @@ def write_late(
     progress: Callable[[int, int], None],
 ) -> list[ShardAccount]:
     """Write views of older rows from a source with random access; see ``write_streamed``."""
-    part = _Part(plan, _kind_of(plan), done, spill, threads)
+    part = _Part(plan, kind_of(plan.filled[0]), done, spill, threads)
     try:
         for n_done, (row, found) in enumerate(read_late(source, plan), start=1):
             progress(n_done, len(part.rows))
@@ -150,11 +150,6 @@ class _Part:
         """Write what is left, once."""
         if not self.accounts:
             self.accounts = self.assembler.finish()
-
-
-def _kind_of(plan: Plan) -> Kind:
-    """Kind of a plan of one group."""
-    return next(kind for kind, groups in GROUPS_OF.items() if groups == plan.filled)
 
 
 def faults_in_stream(
