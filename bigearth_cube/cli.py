@@ -13,7 +13,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -473,12 +473,7 @@ def search(
     Example:
       bec search s3://bucket/bigearthnet-v2 --split train --out train.parquet
     """
-    query: dict[str, Any] = {"datetime": when, "filter": cql2, "split": split}
-    if bbox is not None:
-        try:
-            query["bbox"] = [float(part) for part in bbox.split(",")]
-        except ValueError:
-            raise click.BadParameter(f"{bbox!r} is not west,south,east,north") from None
+    query = {"bbox": _box(bbox), "datetime": when, "filter": cql2, "split": split}
     selection = _open(cube, None).search(**{k: v for k, v in query.items() if v is not None})
     first = selection.ids[:limit].to_pylist()
     if out is not None:
@@ -503,25 +498,71 @@ def search(
 @cli.command()
 @click.argument("cube")
 @click.option("--patch", "patch_id", required=True, metavar="ID", help="The query.")
-@click.option("-k", default=10, show_default=True, type=click.IntRange(min=1))
-@click.option("--model", default="tb-cnn-small", show_default=True, help="Whose embeddings.")
+@click.option("-k", default=10, show_default=True, help="How many, 1 to 10,000.")
+@click.option("--model", help="Whose embeddings; not needed where the cube has one model.")
 @click.option(
     "--metric",
-    type=click.Choice(["chi2", "cosine"]),
+    type=click.Choice(["chi2", "cosine", "euclidean", "hamming"]),
     default="chi2",
     show_default=True,
-    help="Distance: chi-square, for features that are never negative, or one minus the cosine.",
+    help="Distance. chi2 needs features that are never negative; hamming counts the features "
+    "that are above zero in one of the two only.",
 )
+@click.option("--bbox", metavar="W,S,E,N", help="Answers from this box only.")
+@click.option("--datetime", "when", metavar="WHEN", help="Answers of this time only.")
+@click.option("--filter", "cql", metavar="CQL2", help="Answers that this filter finds only.")
+@click.option("--split", help="Answers of this split only.")
+@click.option(
+    "--index",
+    "folder",
+    type=_LocalFolder(),
+    help="Keep the vectors here: written by the first call, mapped into memory by later ones.",
+)
+@click.option(
+    "--fast",
+    is_flag=True,
+    help="Look into some cells of an inverted file only; its measured recall is printed.",
+)
+@click.option("--plot", metavar="FILE", help="Draw query and answers as PNG.")
 @json_option
-def similar(cube: str, patch_id: str, k: int, model: str, metric: str, as_json: bool) -> None:
+def similar(
+    cube: str,
+    patch_id: str,
+    k: int,
+    model: str | None,
+    metric: str,
+    bbox: str | None,
+    when: str | None,
+    cql: str | None,
+    split: str | None,
+    folder: str | None,
+    fast: bool,
+    plot: str | None,
+    as_json: bool,
+) -> None:
     """List the patches that look most like one patch.
 
     \b
     Example:
-      bec similar s3://bucket/bigearthnet-v2 --patch S2A_..._26_57 -k 5
+      bec similar s3://bucket/bigearthnet-v2 --patch S2A_..._26_57 -k 5 --split train
     """
     retrieval = _extra("bigearth_cube.retrieval")
-    found = retrieval.neighbors(_open(cube, None), patch_id, model=model, k=k, metric=metric)
+    plots = _extra("bigearth_cube.plots") if plot else None
+    opened = _open(cube, None)
+    query = {"bbox": _box(bbox), "datetime": when, "filter": cql, "split": split}
+    asked = {name: value for name, value in query.items() if value is not None}
+    index = _vector_index(opened, model, metric, folder, fast)
+    found = retrieval.neighbors(
+        opened,
+        patch_id,
+        k=k,
+        metric=metric,
+        among=opened.search(**asked) if asked else None,
+        index=index,
+    )
+    if plots:
+        model = index.origin.model
+        plots.draw_look_alikes(opened, patch_id, found, plot, f"Nearest by {metric} of {model}")
     if as_json:
         click.echo(json.dumps([asdict(n) for n in found], indent=1))
         return
@@ -529,6 +570,28 @@ def similar(cube: str, patch_id: str, k: int, model: str, metric: str, as_json: 
     for rank, neighbor in enumerate(found, 1):
         table.add_row(str(rank), neighbor.id, f"{neighbor.score:.4f}")
     _print(table)
+    if fast:
+        click.echo(f"recall@10 {index.recall:.3f}, measured when the index was made")
+
+
+def _vector_index(cube: Any, model: str | None, metric: str, folder: str | None, fast: bool) -> Any:
+    """Read the index kept in a folder, or make it and keep it there."""
+    retrieval = _extra("bigearth_cube.retrieval")
+    ivf = _extra("bigearth_cube.retrieval.ivf") if fast else None
+    index: Any = None
+    if folder is not None:
+        with suppress(NotFoundError):  # so this is the first call
+            if ivf:
+                index = ivf.IvfIndex.load(folder, cube, metric, model)
+            else:
+                index = retrieval.VectorIndex.load(folder, cube, model)
+    if index is None:
+        index = retrieval.VectorIndex.of(cube, model)
+        if ivf:
+            index = ivf.IvfIndex.of(index, metric)
+        if folder is not None:
+            index.save(folder)
+    return index
 
 
 @cli.group()
@@ -549,6 +612,16 @@ def catalog_build(directory: str, base_url: str | None) -> None:
     written = _extra("bigearth_cube.stac").build_catalog(directory, base_url=base_url)
     for path in written:
         click.echo(str(path))
+
+
+def _box(text: str | None) -> list[float] | None:
+    """Read the four numbers of a --bbox."""
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not west,south,east,north") from None
 
 
 def _open(url: str, release: str | None) -> Any:
@@ -574,7 +647,7 @@ def _extra(module: str) -> Any:
         if error.name is None or error.name.startswith("bigearth_cube"):
             raise
         package = error.name.split(".")[0]
-        extra = "train" if package == "matplotlib" else "ingest"
+        extra = {"matplotlib": "train", "faiss": "similar"}.get(package, "ingest")
         raise click.ClickException(
             f'this command needs {package}: pip install "bigearth-cube[{extra}]"'
         ) from None

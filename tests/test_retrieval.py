@@ -1,17 +1,36 @@
-"""Neighbors against a plain scan."""
+"""Neighbors and their scores against plain scans."""
 
 from __future__ import annotations
 
+import itertools
+import json
+import re
 import shutil
+from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
+from bigearth_cube.cli import main
 from bigearth_cube.cube import Cube, open_cube
 from bigearth_cube.errors import InvalidInputError, NotFoundError
-from bigearth_cube.retrieval import distances, neighbors
+from bigearth_cube.retrieval import (
+    Metric,
+    Origin,
+    VectorIndex,
+    distances,
+    evaluate,
+    neighbors,
+)
+from bigearth_cube.retrieval.distances import pairwise
+from bigearth_cube.retrieval.ivf import IvfIndex
+
+METRICS: tuple[Metric, ...] = get_args(Metric)
+ORIGIN = Origin("cube", "1", "model", "digest")
 
 
 @pytest.fixture(scope="module")
@@ -28,23 +47,125 @@ def embedded(cube_url: str, tmp_path_factory: pytest.TempPathFactory) -> Cube:
     return open_cube(str(url))
 
 
+def scan(
+    vectors_NF: NDArray[np.float32], query_F: NDArray[np.float32], metric: Metric
+) -> list[float]:
+    """The distances, a vector and a feature at a time."""
+    found = []
+    for vector_F in vectors_NF.astype(float):
+        x, y = vector_F, query_F.astype(float)
+        if metric == "chi2":
+            found.append(sum((a - b) ** 2 / (a + b) for a, b in zip(x, y, strict=True) if a + b))
+        elif metric == "euclidean":
+            found.append(float(np.sqrt(((x - y) ** 2).sum())))
+        elif metric == "hamming":
+            found.append(float(sum((a > 0) != (b > 0) for a, b in zip(x, y, strict=True))))
+        else:
+            norms = np.sqrt((x**2).sum() * (y**2).sum())
+            found.append(1 - (x * y).sum() / norms if norms else 1.0)
+    return found
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_distances_are_those_of_their_formula(metric: Metric) -> None:
+    vectors = np.maximum(np.random.default_rng(0).normal(size=(40, 7)), 0).astype(np.float32)
+    vectors[3] = 0
+    for query in (vectors[0], vectors[3]):
+        np.testing.assert_allclose(
+            distances(vectors, query, metric), scan(vectors, query, metric), atol=1e-12
+        )
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("spread", ["clusters", "ties", "uniform", "one outlier"])
+def test_the_index_finds_exactly_what_a_plain_scan_finds(metric: Metric, spread: str) -> None:
+    rng = np.random.default_rng(1)
+    n, dim = 20_000, 24  # several blocks for every thread
+    if spread == "clusters":
+        centers = rng.gamma(0.5, 1, (50, dim))
+        vectors = np.maximum(centers[rng.integers(0, 50, n)] + rng.normal(0, 0.05, (n, dim)), 0)
+    elif spread == "ties":
+        vectors = rng.integers(0, 2, (n, dim)) * rng.integers(0, 2, (n, 1))
+    else:
+        vectors = rng.random((n, dim))
+    if spread == "one outlier":
+        vectors[7] = 1e9
+    index = VectorIndex(vectors.astype(np.float32), np.arange(n) * 3 + 1, ORIGIN)
+    queries = index.vectors_NF[[0, 7, 19_999]] + np.float32(0.001)
+    among = index.rows_N[rng.random(n) < 0.1]
+    for chosen in (None, among):
+        found = index.nearest(queries, 12, metric=metric, among=chosen)
+        for query, query_F in enumerate(queries):
+            true = pairwise(index.vectors_NF, query_F[None], metric)
+            allowed = (
+                np.arange(n) if chosen is None else np.flatnonzero(np.isin(index.rows_N, among))
+            )
+            order = allowed[np.lexsort((allowed, true[allowed]))[:12]]
+            np.testing.assert_array_equal(found.rows_QK[query], index.rows_N[order])
+            scores = distances(index.vectors_NF[order], query_F, metric)
+            np.testing.assert_array_equal(found.distances_QK[query], scores)
+
+
+@given(st.integers(0, 10_000), st.sampled_from(METRICS), st.integers(1, 9), st.integers(0, 6))
+def test_many_queries_are_answered_as_one_at_a_time(
+    seed: int, metric: Metric, k: int, n: int
+) -> None:
+    vectors = np.random.default_rng(seed).random((n, 3), np.float32)
+    index = VectorIndex(vectors, np.arange(n), ORIGIN)
+    queries = np.random.default_rng(seed + 1).random((4, 3), np.float32)
+    together = index.nearest(queries, k, metric=metric)
+    assert together.rows_QK.shape == (4, k)
+    for query, query_F in enumerate(queries):
+        alone = index.nearest(query_F, k, metric=metric)
+        np.testing.assert_array_equal(alone.rows_QK[0], together.rows_QK[query])
+        assert (alone.rows_QK[0] >= 0).sum() == min(k, n)
+        assert np.isfinite(alone.distances_QK[0]).sum() == min(k, n)
+
+
 def test_neighbors_are_those_of_a_plain_scan(embedded: Cube) -> None:
-    vectors = embedded.embeddings("relu").astype(float)
+    vectors = embedded.embeddings("relu")
     ids = embedded.items["id"].to_pylist()
-    query = vectors[30]
-    scan = []
-    for row in range(600):
-        if row == 30:
-            continue
-        total = vectors[row] + query
-        kept = total > 0
-        score = ((vectors[row] - query)[kept] ** 2 / total[kept]).sum()
-        scan.append((score, row))
-    expected = sorted(scan)[:7]
+    ranked = sorted(
+        (score, row)
+        for row, score in enumerate(scan(vectors[:600], vectors[30], "chi2"))
+        if row != 30
+    )
     found = neighbors(embedded, ids[30], model="relu", k=7)
-    assert [n.row for n in found] == [row for _, row in expected]
-    assert [n.id for n in found] == [ids[row] for _, row in expected]
-    np.testing.assert_allclose([n.score for n in found], [s for s, _ in expected])
+    assert [n.row for n in found] == [row for _, row in ranked[:7]]
+    assert [n.id for n in found] == [ids[row] for _, row in ranked[:7]]
+    np.testing.assert_allclose([n.score for n in found], [score for score, _ in ranked[:7]])
+
+
+def test_a_query_is_never_its_own_neighbor_even_among_its_doubles(
+    cube_url: str, tmp_path: Path
+) -> None:
+    shutil.copytree(cube_url, tmp_path / "cube")
+    cube = open_cube(str(tmp_path / "cube"))
+    vectors = np.full((cube.n_rows, 4), np.nan, np.float32)
+    vectors[cube.rows] = 1
+    cube.write_embeddings("same", vectors)
+    cube = open_cube(str(tmp_path / "cube"))
+    for place in (0, 30, 599):
+        found = neighbors(cube, cube.items["id"][place].as_py(), k=5)
+        assert len(found) == 5
+        assert cube.items["bec:row"][place].as_py() not in [n.row for n in found]
+
+
+def test_a_filter_applies_inside_the_search(embedded: Cube) -> None:
+    patch_id = embedded.items["id"][0].as_py()
+    train = embedded.search(split="train")
+    found = neighbors(embedded, patch_id, model="relu", k=9, among=train)
+    every = neighbors(embedded, patch_id, model="relu", k=599)
+    assert found == [n for n in every if n.row in set(train.rows.tolist())][:9]
+    assert len(neighbors(embedded, patch_id, model="relu", among=embedded.search(ids=[]))) == 0
+
+
+def test_the_model_is_needed_where_there_are_several(embedded: Cube, cube: Cube) -> None:
+    patch_id = embedded.items["id"][0].as_py()
+    with pytest.raises(InvalidInputError, match="several models; choose one of: relu, signed"):
+        neighbors(embedded, patch_id)
+    with pytest.raises(NotFoundError, match=r"no embeddings in cube .*; it has: none"):
+        neighbors(cube, patch_id)
 
 
 def test_chi2_refuses_negative_features_and_cosine_takes_them(embedded: Cube) -> None:
@@ -58,10 +179,10 @@ def test_chi2_refuses_negative_features_and_cosine_takes_them(embedded: Cube) ->
 @given(st.integers(0, 99))
 def test_a_vector_is_at_distance_zero_from_itself_and_distance_is_symmetric(seed: int) -> None:
     a, b = np.random.default_rng(seed).random((2, 5), np.float32)
-    for metric in ("chi2", "cosine"):
-        assert abs(distances(a[None], a, metric)[0]) < 1e-6  # type: ignore[arg-type]
-        there = distances(a[None], b, metric)  # type: ignore[arg-type]
-        np.testing.assert_allclose(there, distances(b[None], a, metric), atol=1e-7)  # type: ignore[arg-type]
+    for metric in METRICS:
+        assert abs(distances(a[None], a, metric)[0]) < 1e-6
+        there = distances(a[None], b, metric)
+        np.testing.assert_allclose(there, distances(b[None], a, metric), atol=1e-7)
 
 
 def test_what_cannot_be_asked_is_refused(embedded: Cube) -> None:
@@ -70,8 +191,179 @@ def test_what_cannot_be_asked_is_refused(embedded: Cube) -> None:
         neighbors(embedded, "nope", model="relu")
     with pytest.raises(NotFoundError, match="it has: relu, signed"):
         neighbors(embedded, patch_id, model="other")
-    with pytest.raises(InvalidInputError, match="k is 0"):
-        neighbors(embedded, patch_id, model="relu", k=0)
+    for k in (0, 1_000_000):
+        with pytest.raises(InvalidInputError, match=f"k is {k}, expected 1 to 10,000"):
+            neighbors(embedded, patch_id, model="relu", k=k)
     with pytest.raises(InvalidInputError, match="unknown metric 'l3'"):
         neighbors(embedded, patch_id, model="relu", metric="l3")  # type: ignore[arg-type]
     assert len(neighbors(embedded, patch_id, model="relu", k=5_000)) == 599
+    index = VectorIndex.of(embedded, "relu")
+    with pytest.raises(InvalidInputError, match=r"queries are \(3,\), expected \(q, 16\)"):
+        index.nearest(np.zeros(3, np.float32))
+    with pytest.raises(InvalidInputError, match="a feature is not finite"):
+        index.nearest(np.full(16, np.nan, np.float32))
+    with pytest.raises(NotFoundError, match="row 600 has no embedding"):
+        index.vector_of(600)
+
+
+def test_an_index_of_other_vectors_is_refused(
+    embedded: Cube, cube_url: str, tmp_path: Path
+) -> None:
+    index = VectorIndex.of(embedded, "relu")
+    index.save(tmp_path / "index")
+    patch_id = embedded.items["id"][5].as_py()
+    kept = VectorIndex.load(tmp_path / "index", embedded, "relu")
+    assert isinstance(kept.vectors_NF, np.memmap)
+    assert neighbors(embedded, patch_id, index=kept) == neighbors(embedded, patch_id, index=index)
+    with pytest.raises(InvalidInputError, match="model 'relu', expected 'signed'"):
+        VectorIndex.load(tmp_path / "index", embedded, "signed")
+    # The same model embedded again gives other vectors under the same name.
+    shutil.copytree(cube_url, tmp_path / "again")
+    again = open_cube(str(tmp_path / "again"))
+    vectors = np.full((again.n_rows, 16), np.nan, np.float32)
+    vectors[again.rows] = 2
+    again.write_embeddings("relu", vectors)
+    with pytest.raises(
+        InvalidInputError, match=r"is of other vectors: digest '\w+', expected '\w+'"
+    ):
+        VectorIndex.load(tmp_path / "index", open_cube(str(tmp_path / "again")), "relu")
+    with pytest.raises(NotFoundError, match="no index in"):
+        VectorIndex.load(tmp_path / "nothing", embedded, "relu")
+    (tmp_path / "index" / "index.json").write_text("[]")
+    with pytest.raises(InvalidInputError, match=r"none that VectorIndex\.save wrote"):
+        VectorIndex.load(tmp_path / "index", embedded, "relu")
+    other = VectorIndex(index.vectors_NF, index.rows_N, Origin("else", "1", "relu", ""))
+    with pytest.raises(InvalidInputError, match="the index is of release '1' of 'else'"):
+        neighbors(embedded, patch_id, index=other)
+
+
+@pytest.mark.parametrize("metric", ["chi2", "cosine", "euclidean"])
+def test_an_inverted_file_keeps_the_recall_it_states(metric: Metric, tmp_path: Path) -> None:
+    rng = np.random.default_rng(2)
+    latent = rng.normal(size=(8, 32))
+    vectors = np.maximum(rng.normal(size=(8_000, 8)) @ latent, 0).astype(np.float32)
+    exact = VectorIndex(vectors, np.arange(8_000) + 5, ORIGIN)
+    fast = IvfIndex.of(exact, metric)
+    assert fast.recall >= 0.98
+    queries = vectors[rng.choice(8_000, 200, replace=False)]
+    true, found = exact.nearest(queries, metric=metric), fast.nearest(queries)
+    reached = [np.isin(t, f).mean() for t, f in zip(true.rows_QK, found.rows_QK, strict=True)]
+    assert np.mean(reached) > 0.95
+    same = true.rows_QK == found.rows_QK
+    np.testing.assert_array_equal(true.distances_QK[same], found.distances_QK[same])
+    again = IvfIndex.of(exact, metric).nearest(queries)
+    np.testing.assert_array_equal(again.rows_QK, found.rows_QK)
+    for share in (2, 100):  # the rarer are looked for in all vectors
+        among = exact.rows_N[exact.rows_N % share == 0]
+        true, found = (i.nearest(queries, metric=metric, among=among) for i in (exact, fast))
+        assert set(found.rows_QK.ravel() % share) == {0}
+        reached = [np.isin(t, f).mean() for t, f in zip(true.rows_QK, found.rows_QK, strict=True)]
+        assert np.mean(reached) > 0.95
+
+
+def test_an_inverted_file_is_kept_and_refuses_other_metrics(embedded: Cube, tmp_path: Path) -> None:
+    exact = VectorIndex.of(embedded, "relu")
+    fast = IvfIndex.of(exact, "cosine")
+    fast.save(tmp_path)
+    kept = IvfIndex.load(tmp_path, embedded, "cosine", "relu")
+    queries = exact.vectors_NF[:20]
+    np.testing.assert_array_equal(kept.nearest(queries).rows_QK, fast.nearest(queries).rows_QK)
+    assert (kept.recall, kept.n_probed) == (fast.recall, fast.n_probed)
+    with pytest.raises(NotFoundError, match="no cells for metric 'chi2'"):
+        IvfIndex.load(tmp_path, embedded, "chi2", "relu")
+    with pytest.raises(InvalidInputError, match="answers metric 'cosine', not 'chi2'"):
+        kept.nearest(queries, metric="chi2")
+    with pytest.raises(InvalidInputError, match="no inverted file for metric 'hamming'"):
+        IvfIndex.of(exact, "hamming")
+
+
+def plain_scores(
+    query: NDArray[np.uint8], answers: list[int], labels: NDArray[np.uint8], candidates: list[int]
+) -> dict[str, float]:
+    """The scores of one query, word by word."""
+    shared = [int((query & labels[a]).sum()) if a >= 0 else 0 for a in answers]
+    precision = [
+        s / labels[a].sum() if a >= 0 and labels[a].any() else 0.0
+        for s, a in zip(shared, answers, strict=True)
+    ]
+    recall = [s / query.sum() for s in shared]
+
+    def f(beta: float) -> float:
+        pairs = zip(precision, recall, strict=True)
+        return float(
+            np.mean([(1 + beta**2) * p * r / (beta**2 * p + r) if p + r else 0 for p, r in pairs])
+        )
+
+    right = [rank for rank, s in enumerate(shared, 1) if s]
+    hits = [sum(1 for s in shared[:rank] if s) / rank for rank in right]
+    gains = [sum(shared[:rank]) / rank for rank in right]
+    best = sorted((int((query & labels[c]).sum()) for c in candidates), reverse=True)[
+        : len(answers)
+    ]
+
+    def dcg(values: list[int]) -> float:
+        return sum((2**s - 1) / np.log2(rank + 1) for rank, s in enumerate(values, 1))
+
+    return {
+        "precision": float(np.mean(precision)),
+        "recall": float(np.mean(recall)),
+        "f1": f(1),
+        "f2": f(2),
+        "map": float(np.mean(hits)) if hits else 0.0,
+        "ndcg": dcg(shared) / dcg(best) if dcg(best) else 0.0,
+        "acg": float(np.mean(shared)),
+        "wap": float(np.mean(gains)) if gains else 0.0,
+    }
+
+
+@given(st.integers(0, 10_000))
+def test_scores_are_the_means_of_their_definitions(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    labels = (rng.random((12, 4)) < 0.4).astype(np.uint8)
+    queries = (rng.random((3, 4)) < 0.4).astype(np.uint8)
+    queries[0, 0] = 1
+    candidates = np.flatnonzero(rng.random(12) < 0.8)
+    answers = np.stack([rng.permutation(np.r_[candidates, -1, -1, -1])[:3] for _ in queries])
+    scores = evaluate(queries, answers, labels, candidates=candidates)
+    asked = [q for q in range(3) if queries[q].any()]
+    plain = [
+        plain_scores(queries[q], answers[q].tolist(), labels, candidates.tolist()) for q in asked
+    ]
+    assert scores.n_queries == len(asked)
+    assert scores.k == 3
+    for name in plain[0]:
+        assert getattr(scores, name) == pytest.approx(np.mean([p[name] for p in plain])), name
+
+
+def test_the_best_ranking_scores_one_and_unlabeled_queries_are_refused() -> None:
+    labels = np.array(list(itertools.product((0, 1), repeat=3))[1:], np.uint8)
+    query = np.ones((1, 3), np.uint8)
+    best = np.argsort(-labels.sum(1), kind="stable")[None]
+    scores = evaluate(query, best[:, :5], labels)
+    assert scores.ndcg == scores.map == scores.precision == 1
+    with pytest.raises(InvalidInputError, match="no query has a label"):
+        evaluate(np.zeros((1, 3), np.uint8), best, labels)
+    with pytest.raises(InvalidInputError, match="query labels are"):
+        evaluate(query, best[0], labels)
+
+
+def test_the_command_filters_keeps_an_index_and_draws(
+    embedded: Cube, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url, patch_id = embedded.storage.url, embedded.items["id"][0].as_py()
+    ask = ["similar", url, "--patch", patch_id, "--model", "relu", "-k", "4", "--json"]
+    answers = []
+    for more in ([], ["--index", str(tmp_path / "i")], ["--index", str(tmp_path / "i")]):
+        main([*ask, "--split", "train", "--plot", str(tmp_path / "alike.png"), *more])
+        answers.append(json.loads(capsys.readouterr().out))
+    expected = neighbors(
+        embedded, patch_id, model="relu", k=4, among=embedded.search(split="train")
+    )
+    assert answers == [[{"id": n.id, "row": n.row, "score": n.score} for n in expected]] * 3
+    assert (tmp_path / "alike.png").read_bytes().startswith(b"\x89PNG")
+    main([*ask[:-1], "--fast", "--metric", "cosine", "--index", str(tmp_path / "i")])
+    assert re.search(r"recall@10 (0\.9[89]|1\.0)", capsys.readouterr().out)
+    with pytest.raises(SystemExit) as ended:
+        main([*ask[:4], "--model", "signed", "--index", str(tmp_path / "i")])
+    assert ended.value.code == 2
+    assert "the index in" in capsys.readouterr().err

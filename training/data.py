@@ -8,7 +8,7 @@ Axes: B row of a batch, C band or class, Y and X pixel.
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -22,7 +22,6 @@ from torch import Tensor
 from bigearth_cube.cube import Cube
 from bigearth_cube.errors import InvalidInputError
 from bigearth_cube.loader.batches import BatchLoader
-from bigearth_cube.nomenclature import GROUPS
 from bigearth_cube.search import Selection
 from training.config import Config, Precision
 
@@ -127,32 +126,6 @@ def tensor_batches(
         labels = np.empty((len(batch.rows), 0)) if batch.labels is None else batch.labels
         labels_BC = torch.from_numpy(labels).to(device, torch.float32)
         yield TensorBatch(images, labels_BC, batch.rows)
-
-
-def true_color(
-    cube: Cube, patch_ids: Sequence[str], engine: Engine = "threads"
-) -> NDArray[np.uint16]:
-    """Read what a picture needs of some patches.
-
-    Returns
-    -------
-    ndarray
-        DN_NYXC uint16 in the order of the names; C is B04, B03, B02: red, green, blue.
-
-    Raises
-    ------
-    NotFoundError
-        If a patch is not in the cube.
-    """
-    rows = [cube.row_of(patch_id) for patch_id in patch_ids]
-    bands = [GROUPS["s2/r10m"].bands.index(band) for band in ("B04", "B03", "B02")]
-    by_row: dict[int, NDArray[np.uint16]] = {}
-    selection = cube.search(ids=list(patch_ids))
-    with evaluation_loader(cube, selection, ("s2/r10m",), None, engine) as loader:
-        for batch in loader.epoch(0):
-            pixels_NYXC = batch.images["s2/r10m"][:, bands].transpose(0, 2, 3, 1)
-            by_row.update(zip(batch.rows.tolist(), pixels_NYXC, strict=True))
-    return np.stack([by_row[row] for row in rows])
 
 
 def transformed(dn_BCYX: Tensor, symmetry_B: Tensor) -> Tensor:

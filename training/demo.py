@@ -31,17 +31,18 @@ from bigearth_cube.archive.synthetic import write_archive
 from bigearth_cube.cube import Cube
 from bigearth_cube.ingest import ingest
 from bigearth_cube.nomenclature import GROUPS, SPLITS
+from bigearth_cube.plots import LabeledPatch, draw_look_alikes, montage, true_color
 from bigearth_cube.retrieval import neighbors
 from bigearth_cube.storage import Storage
 from bigearth_cube.terminal import progress_bars
 from training.baselines import band_table, baseline_rows
 from training.checkpoint import arranged, load
 from training.config import Config
-from training.data import TensorBatch, computes_in_bfloat16, default_device, true_color
+from training.data import TensorBatch, computes_in_bfloat16, default_device
 from training.embed import embed
 from training.evaluate import Evaluation, evaluate
 from training.models import build
-from training.plots import LabeledPatch, learning_curve, look_alikes, montage
+from training.plots import learning_curve
 from training.recipes import recipe
 from training.results import TALK_2019, ResultRow, as_text
 from training.train import METRICS, fit, train_step
@@ -308,19 +309,8 @@ def _draw(cube: Cube, result: Evaluation, out: Path, seed: int) -> str:
     query_row = int(predictions.rows[rng.choice(several if len(several) else len(predicted_NC))])
     query = ids[query_row]
     found = neighbors(cube, query, model="tb-cnn-small", k=N_ALIKE)
-    pixels = true_color(cube, [query, *(neighbor.id for neighbor in found)])
-    labels = cube.labels("label_19", np.array([query_row, *(n.row for n in found)]))
-    titles = ["query", *(f"rank {i}: {n.score:.2f}" for i, n in enumerate(found, start=1))]
-    patches = [
-        LabeledPatch(dn_YXC, named(hot), (), title)
-        for dn_YXC, hot, title in zip(pixels, labels, titles, strict=True)
-    ]
-    look_alikes(
-        patches[0],
-        patches[1:],
-        out / "look-alikes.png",
-        "Nearest by chi-square distance of TB-CNN features",
-    )
+    title = "Nearest by chi-square distance of TB-CNN features"
+    draw_look_alikes(cube, query, found, out / "look-alikes.png", title)
     return query
 
 
