@@ -266,6 +266,70 @@ def embed(cube: str, checkpoint: str, name: str | None, engine: str, scheduler: 
 
 
 @cli.command()
+@click.argument("cube")
+@click.option("--model", help="Whose embeddings; not needed where the cube has one model.")
+@click.option("--queries", type=_split_choice, default="test", show_default=True)
+@click.option("--answers", type=_split_choice, default="train", show_default=True)
+@click.option("--queries-selection", metavar="FILE", help="Queries, instead of --queries.")
+@click.option("--answers-selection", metavar="FILE", help="Answers, instead of --answers.")
+@click.option(
+    "--labels", type=click.Choice(list(NOMENCLATURES)), help="[default: the archive's own]"
+)
+@click.option("-k", default=10, show_default=True, help="Answers looked at.")
+@click.option(
+    "--metric",
+    type=click.Choice(["chi2", "cosine", "euclidean", "hamming"]),
+    default="chi2",
+    show_default=True,
+)
+@_engine
+@_scheduler
+@_json
+def retrieve(
+    cube: str,
+    model: str | None,
+    queries: str,
+    answers: str,
+    queries_selection: str | None,
+    answers_selection: str | None,
+    labels: str | None,
+    k: int,
+    metric: str,
+    engine: str,
+    scheduler: str | None,
+    as_json: bool,
+) -> None:
+    """Measure look-alikes by the labels they share with their queries.
+
+    Beside the model stand random features and band statistics. Precision, recall and F are of
+    shared labels, averaged over answers and queries; ACG is the labels shared.
+
+    \b
+    Example:
+      python -m training retrieve s3://bucket/bigearthnet-v2 --queries test --answers train -k 10
+    """
+    from training.retrieve import as_text, retrieval_rows
+
+    opened = _open(cube)
+    with _loading(engine, scheduler) as loading:
+        rows = retrieval_rows(
+            opened,
+            queries=_select(opened, queries, queries_selection),
+            answers=_select(opened, answers, answers_selection),
+            model=model,
+            labels=labels or {"v1": "label_43", "v2": "label_19"}[opened.archive],
+            k=k,
+            metric=metric,  # type: ignore[arg-type]  # click checked it
+            engine=loading,
+        )
+    if as_json:
+        click.echo(json.dumps([row.to_dict() for row in rows]))
+        return
+    click.echo(as_text(rows))
+    click.echo(f"{rows[0].scores.n_queries} queries, {k} answers each")
+
+
+@cli.command()
 @click.option("--s3", "s3_url", metavar="URL", help="Bucket to use, instead of an embedded server.")
 @click.option("--patches", type=click.IntRange(min=200), default=6000, show_default=True)
 @click.option("--epochs", type=click.IntRange(min=1), help="[default: as many as fit in the time]")

@@ -1,0 +1,156 @@
+"""How good look-alikes are: queries from one split, answers from another, beside two baselines.
+
+A baseline sees the same patches: random features know nothing of a patch, and band statistics
+are means and standard deviations of each band, each scaled to mean 0 and deviation 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bigearth_cube.cube import Cube
+from bigearth_cube.errors import InvalidInputError
+from bigearth_cube.retrieval import Metric, Origin, RetrievalScores, VectorIndex, evaluate
+from bigearth_cube.search import Selection
+from training.baselines import band_table
+from training.data import Engine
+
+N_RANDOM: Final = 128
+_COLUMNS: Final = ("precision", "recall", "f1", "f2", "map", "ndcg", "acg", "wap")
+
+
+@dataclass(frozen=True, slots=True)
+class RetrievalRow:
+    """One kind of features and what their look-alikes share with the query.
+
+    Attributes
+    ----------
+    features
+        Name of the model, or of the baseline.
+    metric
+        Distance that ranked the answers.
+    scores
+        Means over the queries.
+    """
+
+    features: str
+    metric: Metric
+    scores: RetrievalScores
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {"features": self.features, "metric": self.metric, **self.scores.as_dict()}
+
+
+def retrieval_rows(
+    cube: Cube,
+    *,
+    queries: Selection,
+    answers: Selection,
+    model: str | None = None,
+    labels: str = "label_19",
+    k: int = 10,
+    metric: Metric = "chi2",
+    seed: int = 0,
+    engine: Engine = "threads",
+) -> list[RetrievalRow]:
+    """Retrieve answers for queries by a model's embeddings and by two baselines.
+
+    Parameters
+    ----------
+    cube
+        A cube with embeddings of ``model``.
+    queries, answers
+        Who asks, and who may be found; no patch may be in both.
+    model
+        Name of the embeddings; may be None where the cube has one model.
+    labels
+        Whose classes count as shared.
+    k
+        Answers looked at.
+    metric
+        Distance between the embeddings. Baselines are compared by Euclid.
+    seed
+        Of the random features.
+    engine
+        Who reads the pixels for the band statistics.
+
+    Returns
+    -------
+    list of RetrievalRow
+        Random features, band statistics, the model.
+
+    Raises
+    ------
+    InvalidInputError
+        If a patch is in both, a selection is empty, or a patch has no labels or no embedding.
+    NotFoundError
+        If the cube lacks the model.
+    """
+    for name, selection in (("queries", queries), ("answers", answers)):
+        if not len(selection):
+            raise InvalidInputError(f"the selection of {name} is empty; choose another")
+    both = np.intersect1d(queries.rows, answers.rows)
+    if len(both):
+        raise InvalidInputError(
+            f"{len(both)} patches are queries and answers; they would find themselves, so choose "
+            f"selections that share none"
+        )
+    asked_QC, found_NC = (cube.labels(labels, s.rows) for s in (queries, answers))
+
+    def row(
+        name: str, by: Metric, query_QF: NDArray[np.float32], answer_NF: NDArray[np.float32]
+    ) -> RetrievalRow:
+        origin = Origin(cube.id, cube.release.name, name, "")
+        index = VectorIndex(answer_NF, np.arange(len(answer_NF)), origin)
+        answers_QK = index.nearest(query_QF, k, metric=by).rows_QK
+        return RetrievalRow(name, by, evaluate(asked_QC, answers_QK, found_NC))
+
+    index = VectorIndex.of(cube, model)
+    rng = np.random.default_rng(seed)
+    random_QF, random_NF = (rng.random((len(s), N_RANDOM), np.float32) for s in (queries, answers))
+    bands_QF, bands_NF = _band_statistics(cube, queries, answers, labels, engine)
+    return [
+        row("random features", "euclidean", random_QF, random_NF),
+        row("band statistics", "euclidean", bands_QF, bands_NF),
+        row(index.origin.model, metric, _vectors(index, queries), _vectors(index, answers)),
+    ]
+
+
+def _vectors(index: VectorIndex, selection: Selection) -> NDArray[np.float32]:
+    missing = np.setdiff1d(selection.rows, index.rows_N)
+    if len(missing):
+        raise InvalidInputError(
+            f"{len(missing)} patches have no embedding of model {index.origin.model!r}; embed again"
+        )
+    return np.asarray(index.vectors_NF[np.searchsorted(index.rows_N, selection.rows)])
+
+
+def _band_statistics(
+    cube: Cube, queries: Selection, answers: Selection, labels: str, engine: Engine
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    tables = [band_table(cube, selection, labels, engine) for selection in (queries, answers)]
+    asked_QF, found_NF = (np.concatenate([t.means_NB, t.stds_NB], axis=1) for t in tables)
+    center_F, spread_F = found_NF.mean(axis=0), found_NF.std(axis=0) + 1e-6
+    return (asked_QF - center_F) / spread_F, (found_NF - center_F) / spread_F
+
+
+def as_text(rows: Sequence[RetrievalRow]) -> str:
+    """Lay rows out as a table of aligned columns, which is Markdown too."""
+    head = ("features", "metric", *_COLUMNS)
+    cells = [
+        (row.features, row.metric, *(f"{getattr(row.scores, name):.3f}" for name in _COLUMNS))
+        for row in rows
+    ]
+    widths = [max(len(line[i]) for line in (head, *cells)) for i in range(len(head))]
+    lines = [
+        "| " + " | ".join(v.ljust(w) for v, w in zip(line, widths, strict=True)) + " |"
+        for line in (head, *cells)
+    ]
+    rule = "|" + "|".join("-" * (w + 2) for w in widths) + "|"
+    return "\n".join([lines[0], rule, *lines[1:]])
