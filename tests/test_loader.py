@@ -16,9 +16,9 @@ import pytest
 from bigearth_cube.cube import Cube, open_cube
 from bigearth_cube.errors import CubeIntegrityError, InvalidInputError, StorageError
 from bigearth_cube.ingest import ingest
-from bigearth_cube.loader.batches import BLOCK_CHUNKS, BatchLoader, _slots_needed
+from bigearth_cube.loader.batches import BatchLoader, _room_needed
 from bigearth_cube.loader.blocks import BlockReader, Counters, Read
-from bigearth_cube.loader.plan import OrderSpec, blocks_of, epoch_order
+from bigearth_cube.loader.plan import BLOCK_ROWS, OrderSpec, epoch_order, reading_of
 from tests.sources import MemorySource, index_of, pixels_of
 
 ALL = ("s2/r10m", "s2/r20m", "s2/r60m", "s1/r10m", "reference/r10m")
@@ -33,7 +33,7 @@ def delivered(loader: BatchLoader, epoch: int = 0) -> list[tuple[Any, ...]]:
 
 
 @pytest.mark.parametrize("engine", ["threads", "dask"])
-@pytest.mark.parametrize("shuffle", ["pool", "none"])
+@pytest.mark.parametrize("shuffle", ["pool", "exact", "none"])
 def test_every_batch_equals_plain_numpy(
     cube: Cube, dask_client: distributed.Client, engine: str, shuffle: Any
 ) -> None:
@@ -258,17 +258,35 @@ def test_a_selection_whose_rows_hold_other_patches_is_refused(cube: Cube) -> Non
         BatchLoader(cube, changed, batch_size=8)
 
 
+def rows_held(rows: np.ndarray, spec: OrderSpec) -> int:
+    reading = reading_of(epoch_order(rows, spec, 0), 64, window_rows=spec.window_rows)
+    n_slots, n_rows = _room_needed(reading.blocks, 64)
+    return n_slots * 64 + n_rows
+
+
 def test_memory_is_the_pool_and_not_the_selection() -> None:
     rows = np.arange(400 * 64)
-    needed = {}
-    for pool_chunks in (8, 32):
-        spec = OrderSpec(batch_size=64, chunk_rows=64, seed=0, pool_chunks=pool_chunks)
-        order = epoch_order(rows, spec, 0)
-        needed[pool_chunks] = _slots_needed(blocks_of(order, 64, BLOCK_CHUNKS))
+    held = {
+        pool_chunks: rows_held(
+            rows, OrderSpec(batch_size=64, chunk_rows=64, pool_chunks=pool_chunks)
+        )
+        for pool_chunks in (8, 32)
+    }
     # The pool of each of 8 lanes, the one that follows it, and what is fetched ahead.
-    assert needed[8] < needed[32] < 2 * 32 + 8 * BLOCK_CHUNKS < 400
-    in_order = epoch_order(rows, OrderSpec(batch_size=64, chunk_rows=64, shuffle="none"), 0)
-    assert _slots_needed(blocks_of(in_order, 64, BLOCK_CHUNKS)) <= 4 * BLOCK_CHUNKS
+    assert held[8] < held[32] < 2 * 32 * 64 + 8 * BLOCK_ROWS < len(rows)
+    assert rows_held(rows, OrderSpec(64, 64, shuffle="none")) <= 4 * BLOCK_ROWS
+
+
+@pytest.mark.parametrize("shuffle", ["pool", "exact"])
+@pytest.mark.parametrize("share", [0.01, 0.3, 1.0])
+def test_memory_does_not_grow_with_a_selection_however_sparse(shuffle: Any, share: float) -> None:
+    held = []
+    for n_rows in (200_000, 800_000):
+        rows = np.flatnonzero(np.random.default_rng(0).random(n_rows) < share)
+        held.append(rows_held(rows, OrderSpec(512, 64, shuffle=shuffle)))
+    # Two pools of 32 chunks, two batches, and what is fetched ahead, by slots and by rows.
+    assert max(held) <= 2 * 32 * 64 + 2 * 512 + 4 * BLOCK_ROWS
+    assert held[1] <= 1.1 * held[0] + BLOCK_ROWS
 
 
 def test_every_epoch_begins_anew_and_a_loaded_state_counts_once(cube: Cube) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from bigearth_cube.errors import InvalidInputError
-from bigearth_cube.loader.plan import PADDING, OrderSpec, blocks_of, epoch_order
+from bigearth_cube.loader.plan import PADDING, OrderSpec, epoch_order, reading_of
 
 selections = st.builds(
     lambda n, keep, seed: np.flatnonzero(np.random.default_rng(seed).random(n) < keep),
@@ -22,7 +22,7 @@ specs = st.builds(
     batch_size=st.sampled_from([1, 3, 8, 16, 50, 256]),
     chunk_rows=st.sampled_from([8, 64]),
     seed=st.integers(0, 9),
-    shuffle=st.sampled_from(["pool", "none"]),
+    shuffle=st.sampled_from(["pool", "exact", "none"]),
     pool_chunks=st.sampled_from([1, 8, 32]),
     last=st.sampled_from(["short", "join", "drop", "pad"]),
 )
@@ -111,28 +111,69 @@ def test_a_batch_mixes_many_chunks() -> None:
     assert min(per_batch) >= 30
 
 
-@given(rows=selections, spec=specs, start=st.floats(0, 1))
-def test_blocks_bring_every_chunk_once_before_it_is_needed(
-    rows: NDArray[np.int64], spec: OrderSpec, start: float
+@given(rows=selections, spec=specs, start=st.floats(0, 1), block_rows=st.sampled_from([1, 64, 512]))
+def test_a_reading_brings_every_row_before_it_is_needed_and_keeps_it_so_long(
+    rows: NDArray[np.int64], spec: OrderSpec, start: float, block_rows: int
 ) -> None:
     order = epoch_order(rows, spec, 0)
     if order.n_batches == 0:
         return
     first = int(start * (order.n_batches - 1))
-    blocks = blocks_of(order, spec.chunk_rows, 8, first)
-    brought = [chunk for block in blocks for chunk in block.chunks]
-    assert len(set(brought)) == len(brought)
-    need = {}
-    last = {}
-    for index in range(first, order.n_batches):
-        for row in order.batch(index):
-            if row != PADDING:
-                need.setdefault(int(row) // spec.chunk_rows, index)
-                last[int(row) // spec.chunk_rows] = index
-    assert set(brought) == set(need)
+    reading = reading_of(
+        order, spec.chunk_rows, start=first, window_rows=spec.window_rows, block_rows=block_rows
+    )
+    blocks = reading.blocks
+    brought = np.concatenate([np.empty(0, np.int64), *[block.rows for block in blocks]])
+    expected = order.rows[order.offsets[first] :]
+    real = expected != PADDING
+    np.testing.assert_array_equal(brought[reading.source[real]], expected[real])
+    assert set(brought) == set(expected[real])
+    assert [block.first_batch for block in blocks] == sorted(b.first_batch for b in blocks)
+    # Of each chunk that was read: between which batches its rows are asked for.
+    chunk_of = np.repeat(
+        np.arange(sum(len(block.chunks) for block in blocks)),
+        np.concatenate([np.empty(0, np.int64), *[np.diff(block.offsets) for block in blocks]]),
+    )
+    batch_of = np.repeat(np.arange(order.n_batches), np.diff(order.offsets))[order.offsets[first] :]
+    asked: dict[int, set[int]] = {}
+    for place, batch in zip(reading.source[real], batch_of[real], strict=True):
+        asked.setdefault(int(chunk_of[place]), set()).add(int(batch))
+    visit = 0
     for block in blocks:
-        assert block.first_batch == min(need[c] for c in block.chunks)
-        assert list(block.last_batch) == [last[c] for c in block.chunks]
+        assert len(block.chunks) == 1 or len(block.rows) <= block_rows
+        for i, chunk in enumerate(block.chunks):
+            part = block.rows[block.offsets[i] : block.offsets[i + 1]]
+            assert set(part // spec.chunk_rows) == {chunk}
+            assert (np.diff(part) > 0).all()
+            assert min(asked[visit]) >= block.first_batch
+            assert max(asked[visit]) == block.last_batch[i]
+            visit += 1
+        assert min(min(asked[v]) for v in range(visit - len(block.chunks), visit)) == (
+            block.first_batch
+        )
+
+
+@given(rows=selections, spec=specs)
+def test_every_chunk_is_read_once_unless_the_shuffle_is_exact(
+    rows: NDArray[np.int64], spec: OrderSpec
+) -> None:
+    order = epoch_order(rows, spec, 0)
+    if order.n_batches == 0:
+        return
+    reading = reading_of(order, spec.chunk_rows, window_rows=spec.window_rows)
+    chunks = np.concatenate([np.empty(0, np.int64), *[block.chunks for block in reading.blocks]])
+    needed = np.unique(order.rows[order.rows != PADDING] // spec.chunk_rows)
+    assert set(chunks) == set(needed)
+    if spec.shuffle == "exact":
+        assert len(chunks) <= (order.rows != PADDING).sum()
+    else:
+        assert len(chunks) == len(needed)
+
+
+def test_an_exact_shuffle_is_numpys_permutation() -> None:
+    rows = np.arange(0, 3_000, 7)
+    order = epoch_order(rows, OrderSpec(16, 64, seed=5, shuffle="exact"), 2)
+    np.testing.assert_array_equal(order.rows, np.random.default_rng([5, 2]).permutation(rows))
 
 
 @pytest.mark.parametrize(("world_size", "rank"), [(3, 0), (0, 0), (16, 0), (2, 2), (2, -1)])

@@ -1,8 +1,8 @@
 """Assemble batches: plan the epoch, keep blocks in flight, gather rows, resume.
 
-Chunks are decoded into slots of one arena a group, and a batch is one gather out of it, so
-memory is the arena's size (pool, prefetch, and at least the chunks that one batch touches),
-whatever the size of the archive. A selection of a few rows a chunk touches many.
+Chunks are decoded into one arena a group, and a batch is one gather out of it, so memory is the
+arena's size (pool, prefetch and one batch), whatever the size of the archive. Of a chunk that
+holds few of the wanted rows, only those are kept.
 """
 
 from __future__ import annotations
@@ -22,24 +22,23 @@ from numpy.typing import NDArray
 
 from bigearth_cube.cube import Cube
 from bigearth_cube.errors import InvalidInputError, StorageError
-from bigearth_cube.loader.blocks import BlockReader, Counters, PixelSource
+from bigearth_cube.loader.blocks import BlockReader, Counters, PixelSource, Target
 from bigearth_cube.loader.plan import (
+    BLOCK_ROWS,
     PADDING,
     Block,
     EpochOrder,
     Last,
     OrderSpec,
     Shuffle,
-    blocks_of,
     epoch_order,
+    reading_of,
 )
 from bigearth_cube.search import Selection
 from bigearth_cube.writer import ZARR
 
 S2 = ("s2/r10m", "s2/r20m", "s2/r60m")
-BLOCK_CHUNKS = 8
-"""512 patches a task: below that Dask's 1.3-2.4 ms a task begin to count."""
-_PREFETCH_BLOCKS = 2
+_PREFETCH_ROWS = 2 * BLOCK_ROWS
 _PREFETCH_BATCHES = 2
 
 
@@ -264,26 +263,23 @@ def _selected_rows(cube: Cube, selection: Selection | None) -> NDArray[np.int64]
 
 
 class _Arena:
-    """Slots for decoded chunks, one buffer a group, kept from epoch to epoch."""
+    """Room for decoded rows, one buffer a group, kept from epoch to epoch.
+
+    First come slots that take a chunk whole, then single rows.
+    """
 
     def __init__(self, sources: Mapping[str, PixelSource], chunk_rows: int) -> None:
         self.chunk_rows = chunk_rows
         self._layouts = {group: source.layout for group, source in sources.items()}
-        self._buffers: dict[str, NDArray[Any]] = {}
-        self.n_slots = 0
+        self.buffers: dict[str, NDArray[Any]] = {}
+        self.n_slots = self.n_rows = 0
 
-    def reserve(self, n_slots: int) -> None:
-        if n_slots <= self.n_slots:
+    def reserve(self, n_slots: int, n_rows: int) -> None:
+        if n_slots <= self.n_slots and n_rows <= self.n_rows:
             return
-        self.n_slots = n_slots
-        n_rows = n_slots * self.chunk_rows
-        self._buffers = {
-            group: np.empty((n_rows, *layout.patch_shape), layout.dtype)
-            for group, layout in self._layouts.items()
-        }
-
-    def slot(self, group: str, slot: int) -> NDArray[Any]:
-        return self._buffers[group][slot * self.chunk_rows : (slot + 1) * self.chunk_rows]
+        self.n_slots, self.n_rows = max(n_slots, self.n_slots), max(n_rows, self.n_rows)
+        self.buffers = {}  # given back before the larger ones are taken
+        self.buffers = self.empty_batch(self.n_slots * self.chunk_rows + self.n_rows)
 
     def empty_batch(self, n_rows: int) -> dict[str, NDArray[Any]]:
         return {
@@ -294,15 +290,19 @@ class _Arena:
     def gather(self, at: NDArray[np.int64], out: Mapping[str, NDArray[Any]]) -> None:
         for group, target in out.items():
             # mode="clip" lets numpy write into `out` without a copy; indices are in range.
-            np.take(self._buffers[group], at, axis=0, out=target, mode="clip")
+            np.take(self.buffers[group], at, axis=0, out=target, mode="clip")
 
 
-Place = Mapping[int, int]
-"""Chunk to the slot it goes to."""
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a block goes: each wanted row's place in the arena, and which chunks go there whole."""
+
+    at: NDArray[np.int64]
+    whole: NDArray[np.bool_]
 
 
 class _Engine(Protocol):
-    def submit(self, place: Place, arena: _Arena) -> list[Future[Counters]]: ...
+    def submit(self, block: Block, place: _Place, arena: _Arena) -> list[Future[Counters]]: ...
     def close(self) -> None: ...
 
 
@@ -313,13 +313,10 @@ class _ThreadsEngine:
         self._reader = reader
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="bec-read")
 
-    def submit(self, place: Place, arena: _Arena) -> list[Future[Counters]]:
-        futures = []
-        for group in self._reader.sources:
-            for read in self._reader.reads(group, place):
-                outs = [arena.slot(group, place[chunk]) for chunk in read.chunks]
-                futures.append(self._threads.submit(self._reader.fetch, read, outs))
-        return futures
+    def submit(self, block: Block, place: _Place, arena: _Arena) -> list[Future[Counters]]:
+        return _submit_reads(
+            self._threads, self._reader, block, place.whole, place.at, arena.buffers
+        )
 
     def close(self) -> None:
         self._threads.shutdown(wait=True, cancel_futures=True)
@@ -343,27 +340,53 @@ class _DaskEngine:
             ) from None
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="bec-collect")
 
-    def submit(self, place: Place, arena: _Arena) -> list[Future[Counters]]:
-        chunks = sorted(place)
+    def submit(self, block: Block, place: _Place, arena: _Arena) -> list[Future[Counters]]:
         task = self._client.submit(
-            read_block, self._reader, chunks, threads=self._n_threads, pure=False
+            read_block, self._reader, block, threads=self._n_threads, pure=False
         )
-        return [self._threads.submit(self._collect, task, chunks, place, arena)]
+        return [self._threads.submit(self._collect, task, place, arena)]
 
-    def _collect(
-        self, task: distributed.Future[Any], chunks: Sequence[int], place: Place, arena: _Arena
-    ) -> Counters:
-        blocks: dict[str, NDArray[Any]]
+    def _collect(self, task: distributed.Future[Any], place: _Place, arena: _Arena) -> Counters:
+        pixels: dict[str, NDArray[Any]]
         counters: Counters
-        blocks, counters = task.result()
-        for group, block in blocks.items():
-            for chunk, pixels in zip(chunks, block, strict=True):
-                arena.slot(group, place[chunk])[...] = pixels
+        pixels, counters = task.result()
+        for group, rows in pixels.items():
+            arena.buffers[group][place.at] = rows
         return counters
 
     def close(self) -> None:
         self._threads.shutdown(wait=True, cancel_futures=True)
         self._reader.release()
+
+
+def _submit_reads(
+    threads: ThreadPoolExecutor,
+    reader: BlockReader,
+    block: Block,
+    whole: NDArray[np.bool_],
+    at: NDArray[np.int64],
+    outs: Mapping[str, NDArray[Any]],
+) -> list[Future[Counters]]:
+    """Read a block: each wanted row to its place in ``outs``, some chunks with all their rows."""
+    index = {int(chunk): i for i, chunk in enumerate(block.chunks)}
+    futures = []
+    for group, source in reader.sources.items():
+        out, chunk_rows = outs[group], source.layout.chunk_rows
+
+        def target(chunk: int, out: NDArray[Any] = out, chunk_rows: int = chunk_rows) -> Target:
+            i = index[chunk]
+            part = slice(block.offsets[i], block.offsets[i + 1])
+            rows = block.rows[part] - chunk * chunk_rows
+            if not whole[i]:
+                return Target(out, at[part], rows)
+            first = int(at[part][0] - rows[0])
+            return Target(out[first : first + chunk_rows])
+
+        futures += [
+            threads.submit(reader.fetch, read, [target(chunk) for chunk in read.chunks])
+            for read in reader.reads(group, index)
+        ]
+    return futures
 
 
 def _engine(reader: BlockReader, engine: object, threads: int) -> _Engine:
@@ -377,31 +400,27 @@ def _engine(reader: BlockReader, engine: object, threads: int) -> _Engine:
 
 
 def read_block(
-    reader: BlockReader, chunks: Sequence[int], *, threads: int
+    reader: BlockReader, block: Block, *, threads: int
 ) -> tuple[dict[str, NDArray[Any]], Counters]:
-    r"""Read some chunks of every group; the task that a Dask worker runs.
+    r"""Read the wanted rows of some chunks, of every group; the task that a Dask worker runs.
 
     Returns
     -------
     tuple
-        Group to (n_chunks, chunk_rows, \*patch_shape), and what it cost.
+        Group to (n_rows, \*patch_shape) in the order of the block, and what it cost.
     """
-    blocks: dict[str, NDArray[Any]] = {}
+    pixels: dict[str, NDArray[Any]] = {}
+    for group, source in reader.sources.items():
+        layout = source.layout
+        pixels[group] = np.empty((len(block.rows), *layout.patch_shape), layout.dtype)
+    chunk_rows = next(iter(reader.sources.values())).layout.chunk_rows
+    whole = np.diff(block.offsets) == chunk_rows
+    at = np.arange(len(block.rows))
     counters = Counters()
     with ThreadPoolExecutor(threads) as pool:
-        futures = []
-        for group, source in reader.sources.items():
-            layout = source.layout
-            shape = (len(chunks), layout.chunk_rows, *layout.patch_shape)
-            block = blocks[group] = np.empty(shape, layout.dtype)
-            at = {chunk: i for i, chunk in enumerate(chunks)}
-            futures += [
-                pool.submit(reader.fetch, read, [block[at[chunk]] for chunk in read.chunks])
-                for read in reader.reads(group, chunks)
-            ]
-        for future in futures:
+        for future in _submit_reads(pool, reader, block, whole, at, pixels):
             counters.add(future.result())
-    return blocks, counters
+    return pixels, counters
 
 
 class _EpochRun:
@@ -420,10 +439,10 @@ class _EpochRun:
         self._counters = counters
         self._arena = arena
         self._order = order
-        self._chunk_rows = spec.chunk_rows
         self._start = start
-        self._blocks = blocks_of(order, spec.chunk_rows, BLOCK_CHUNKS, start)
-        arena.reserve(_slots_needed(self._blocks))
+        reading = reading_of(order, spec.chunk_rows, start=start, window_rows=spec.window_rows)
+        self._blocks, self._source = reading.blocks, reading.source
+        arena.reserve(*_room_needed(self._blocks, spec.chunk_rows))
         largest = int(np.diff(order.offsets).max(initial=0))
         # One with the caller, one being gathered, the rest in the queue.
         self._buffers = [arena.empty_batch(largest) for _ in range(_PREFETCH_BATCHES + 2)]
@@ -462,30 +481,52 @@ class _EpochRun:
             self._wait_for_all()
 
     def _batches(self) -> Iterator[tuple[dict[str, NDArray[Any]], NDArray[np.int64]]]:
-        free = list(range(self._arena.n_slots))
-        slots = np.zeros(1 + max((max(b.chunks) for b in self._blocks), default=0), np.int64)
+        arena, chunk_rows = self._arena, self._arena.chunk_rows
+        free_slots = list(range(arena.n_slots))
+        free_rows = list(
+            range(arena.n_slots * chunk_rows, arena.n_slots * chunk_rows + arena.n_rows)
+        )
+        where = np.zeros(1 + sum(len(block.rows) for block in self._blocks), np.int64)
         waiting = deque(self._blocks)
-        expiring: dict[int, list[int]] = {}
+        n_placed = 0
+        # Batch to what it is the last to need.
+        expiring: dict[int, tuple[list[int], list[int]]] = {}
+        first_row = int(self._order.offsets[self._start])
         for index in range(self._start, self._order.n_batches):
-            while waiting and len(free) >= len(waiting[0].chunks):
+            while waiting:
+                whole = _go_whole(waiting[0], chunk_rows)
+                sizes = np.diff(waiting[0].offsets)
+                if len(free_slots) < whole.sum() or len(free_rows) < sizes[~whole].sum():
+                    break
                 block = waiting.popleft()
-                place = {chunk: free.pop() for chunk in block.chunks}
-                slots[list(place)] = list(place.values())
-                for chunk, last in zip(block.chunks, block.last_batch, strict=True):
-                    expiring.setdefault(last, []).append(chunk)
-                self._in_flight.append((block, self._engine.submit(place, self._arena)))
+                at = where[n_placed : n_placed + len(block.rows)]
+                n_placed += len(block.rows)
+                for i, last in enumerate(block.last_batch.tolist()):
+                    part = slice(block.offsets[i], block.offsets[i + 1])
+                    slots, singles = expiring.setdefault(last, ([], []))
+                    if whole[i]:
+                        slots.append(free_slots.pop())
+                        at[part] = slots[-1] * chunk_rows + block.rows[part] % chunk_rows
+                    else:
+                        taken = free_rows[-int(sizes[i]) :]
+                        del free_rows[-len(taken) :]
+                        at[part] = taken
+                        singles += taken
+                place = _Place(at, whole)
+                self._in_flight.append((block, self._engine.submit(block, place, arena)))
             while self._in_flight and self._in_flight[0][0].first_batch <= index:
                 self._collect_first()
             rows = self._order.batch(index)
             out = {g: b[: len(rows)] for g, b in self._buffers[index % len(self._buffers)].items()}
-            at = slots[rows // self._chunk_rows] * self._chunk_rows + rows % self._chunk_rows
+            begin = int(self._order.offsets[index]) - first_row
+            arena.gather(where[self._source[begin : begin + len(rows)]], out)
             padded = rows == PADDING
-            at[padded] = 0
-            self._arena.gather(at, out)
             if padded.any():
                 for pixels in out.values():
                     pixels[padded] = 0
-            free += [int(slots[chunk]) for chunk in expiring.pop(index, ())]
+            slots, singles = expiring.pop(index, ([], []))
+            free_slots += slots
+            free_rows += singles
             yield out, rows
 
     def _collect_first(self) -> None:
@@ -502,13 +543,28 @@ class _EpochRun:
                     future.exception()
 
 
-def _slots_needed(blocks: Sequence[Block]) -> int:
-    """Chunks that must be held at once, plus what is fetched ahead."""
-    last = np.array([b for block in blocks for b in block.last_batch], np.int64)
+def _go_whole(block: Block, chunk_rows: int) -> NDArray[np.bool_]:
+    """Which chunks are decoded straight into the arena: those of which most rows are wanted."""
+    whole: NDArray[np.bool_] = np.diff(block.offsets) * 2 > chunk_rows
+    return whole
+
+
+def _room_needed(blocks: Sequence[Block], chunk_rows: int) -> tuple[int, int]:
+    """Slots and single rows that must be held at once, plus what is fetched ahead."""
+    if not blocks:
+        return 0, 0
+    whole = np.concatenate([_go_whole(block, chunk_rows) for block in blocks])
+    sizes = np.concatenate([np.diff(block.offsets) for block in blocks])
+    last = np.concatenate([block.last_batch for block in blocks])
+    first = np.array([block.first_batch for block in blocks])
     ends = np.cumsum([len(block.chunks) for block in blocks])
-    live = [
-        int((last[:end] >= block.first_batch).sum())
-        for block, end in zip(blocks, ends, strict=True)
-    ]
-    ahead = _PREFETCH_BLOCKS * BLOCK_CHUNKS
-    return min(max(live, default=0) + ahead, len(last))
+    room = []
+    for held, ahead in (
+        (whole.astype(np.int64), -(-_PREFETCH_ROWS // chunk_rows)),
+        (np.where(whole, 0, sizes), _PREFETCH_ROWS),
+    ):
+        given_back = np.concatenate([[0], np.cumsum(np.bincount(last, weights=held))])
+        # What batches before a block's first were the last to need has been given back by then.
+        live = np.cumsum(held)[ends - 1] - given_back[first].astype(np.int64)
+        room.append(min(int(live.max()) + ahead, int(held.sum())))
+    return room[0], room[1]

@@ -90,6 +90,25 @@ class Read:
     chunks: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Target:
+    r"""Where the rows of one chunk go.
+
+    Attributes
+    ----------
+    out
+        (n, \*patch_shape). Without ``at`` it takes the whole chunk and is C-contiguous.
+    at
+        Places in ``out`` of the wanted rows; None takes the chunk whole.
+    rows
+        The wanted rows, counted from the first of the chunk.
+    """
+
+    out: NDArray[Any]
+    at: NDArray[np.int64] | None = None
+    rows: NDArray[np.int64] | None = None
+
+
 class BlockReader:
     """Read chunks of several pixel arrays of one cube; safe to share between threads.
 
@@ -108,6 +127,7 @@ class BlockReader:
         self.sources = dict(sources)
         self._indices: dict[str, NDArray[np.uint64]] = {}
         self._lock = threading.Lock()
+        self._scratch = threading.local()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return BlockReader, (self.storage, self.sources)
@@ -120,15 +140,15 @@ class BlockReader:
             by_shard.setdefault(chunk // layout.chunks_per_shard, []).append(chunk)
         return [Read(group, shard, tuple(part)) for shard, part in by_shard.items()]
 
-    def fetch(self, read: Read, outs: Sequence[NDArray[Any]]) -> Counters:
-        r"""Fetch, check and decode the chunks of one read.
+    def fetch(self, read: Read, targets: Sequence[Target]) -> Counters:
+        """Fetch, check and decode the chunks of one read.
 
         Parameters
         ----------
         read
             What to read.
-        outs
-            For each chunk, where it goes: (chunk_rows, \*patch_shape), C-contiguous.
+        targets
+            For each chunk, where its rows go.
 
         Returns
         -------
@@ -145,8 +165,8 @@ class BlockReader:
         source = self.sources[read.group]
         layout = source.layout
         if not source.is_filled(read.chunks[0] * layout.chunk_rows):
-            for out in outs:
-                out[...] = layout.fill_value
+            for target in targets:
+                target.out[... if target.at is None else target.at] = layout.fill_value
             return Counters()
         counters = Counters()
         key = layout.key(read.shard)
@@ -158,11 +178,24 @@ class BlockReader:
                 key, "object is missing; it was written with the release", (rows[0], rows[1] - 1)
             ) from None
         began = time.perf_counter()
-        for chunk, stored, out in zip(read.chunks, data, outs, strict=True):
+        for chunk, stored, target in zip(read.chunks, data, targets, strict=True):
             rows = (chunk * layout.chunk_rows, (chunk + 1) * layout.chunk_rows - 1)
-            decode_chunk(layout, stored, out, key, rows)
+            if target.at is None:
+                decode_chunk(layout, stored, target.out, key, rows)
+            else:
+                scratch = self._scratch_for(read.group)
+                decode_chunk(layout, stored, scratch, key, rows)
+                target.out[target.at] = scratch[target.rows]
         counters.decode_s = time.perf_counter() - began
         return counters
+
+    def _scratch_for(self, group: str) -> NDArray[Any]:
+        """One chunk's room for each thread and group, for chunks of which few rows are kept."""
+        rooms: dict[str, NDArray[Any]] = self._scratch.__dict__
+        if group not in rooms:
+            layout = self.sources[group].layout
+            rooms[group] = np.empty((layout.chunk_rows, *layout.patch_shape), layout.dtype)
+        return rooms[group]
 
     def _chunk_bytes(
         self, layout: ArrayLayout, key: str, read: Read, counters: Counters

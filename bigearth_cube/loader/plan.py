@@ -17,11 +17,15 @@ from numpy.typing import NDArray
 
 from bigearth_cube.errors import InvalidInputError
 
-Shuffle = Literal["pool", "none"]
+Shuffle = Literal["pool", "exact", "none"]
 Last = Literal["short", "join", "drop", "pad"]
 LANES = 8
 PADDING = -1
 """Row of a padded place in a batch."""
+BLOCK_ROWS = 512
+"""Wanted rows a task: below that Dask's 1.3-2.4 ms a task begin to count."""
+BLOCK_CHUNKS = 64
+"""Chunks a task at most, where few rows of each are wanted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +41,13 @@ class OrderSpec:
     seed
         Of the shuffle.
     shuffle
-        ``"pool"``: random chunk order, then rows mixed within a pool of chunks;
-        ``"none"``: rows in increasing order.
+        ``"pool"``: random chunk order, then rows mixed within a pool of chunks, each chunk read
+        once; ``"exact"``: every permutation of the rows is as likely as any other; ``"none"``:
+        rows in increasing order. The price of an exact shuffle: a chunk is read again for
+        nearly every row wanted of it, up to ``chunk_rows`` times an epoch, by any rank.
     pool_chunks
-        Chunks mixed with each other, over all lanes.
+        Chunks mixed with each other, over all lanes. For an exact shuffle, how many rows are
+        read together, in chunks: a chunk that holds several of them is read once for them.
     last
         What becomes of the rest of an epoch: a shorter batch (``"short"``); the same, but a
         single row joins the batch before (``"join"``, as batch statistics need two);
@@ -72,6 +79,11 @@ class OrderSpec:
             )
         # A batch smaller than the lanes cannot take a row from each of them.
         object.__setattr__(self, "lanes", min(self.lanes, self.batch_size))
+
+    @property
+    def window_rows(self) -> int | None:
+        """Rows of the order read together, or None where the order itself keeps chunks together."""
+        return self.pool_chunks * self.chunk_rows if self.shuffle == "exact" else None
 
     def n_batches(self, n_rows: int) -> int:
         """Batches in an epoch over ``n_rows`` rows.
@@ -160,7 +172,11 @@ def _global_order(
     tuple
         Rows, and bounds (n_batches, lanes + 1) into them.
     """
-    ordered = rows if spec.shuffle == "none" else _shuffled(rows, spec, epoch)
+    ordered = rows
+    if spec.shuffle == "pool":
+        ordered = _shuffled(rows, spec, epoch)
+    elif spec.shuffle == "exact":
+        ordered = np.random.default_rng([spec.seed, epoch]).permutation(rows)
     n_batches = spec.n_batches(len(rows))
     sizes = np.full(n_batches, spec.batch_size, np.int64)
     if spec.last == "drop":
@@ -225,25 +241,56 @@ def _windows(
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Chunks to be read together.
+    """Chunks to be read together, and the rows wanted of them.
 
     Attributes
     ----------
     chunks
-        Chunk numbers, in the order in which they are first needed.
+        Chunk numbers, in the order in which they are first needed; each once.
+    offsets
+        The wanted rows of chunk ``i`` are ``rows[offsets[i]:offsets[i + 1]]``.
+    rows
+        Wanted rows, increasing within a chunk; each once.
     first_batch
         Batch that needs the first of them.
     last_batch
-        Last batch that needs each of them.
+        Last batch that needs each chunk.
     """
 
-    chunks: tuple[int, ...]
+    chunks: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+    rows: NDArray[np.int64]
     first_batch: int
-    last_batch: tuple[int, ...]
+    last_batch: NDArray[np.int64]
 
 
-def blocks_of(order: EpochOrder, chunk_rows: int, block_chunks: int, start: int = 0) -> list[Block]:
-    """Group the chunks of an epoch into blocks, in the order in which they are needed.
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What is read for an epoch, and where each delivered row is found in it.
+
+    Attributes
+    ----------
+    blocks
+        In the order in which they are needed.
+    source
+        For each row of the order from the first batch on, its place among the rows of all blocks
+        one after another; 0 where a batch was padded.
+    """
+
+    blocks: list[Block]
+    source: NDArray[np.int64]
+
+
+def reading_of(
+    order: EpochOrder,
+    chunk_rows: int,
+    *,
+    start: int = 0,
+    window_rows: int | None = None,
+    block_rows: int = BLOCK_ROWS,
+    block_chunks: int = BLOCK_CHUNKS,
+) -> Reading:
+    """Group what an epoch needs into blocks, in the order in which it is needed.
 
     Parameters
     ----------
@@ -251,27 +298,60 @@ def blocks_of(order: EpochOrder, chunk_rows: int, block_chunks: int, start: int 
         The rank's epoch.
     chunk_rows
         Patches in a chunk.
-    block_chunks
-        Chunks in a block; the last may have fewer.
     start
-        First batch to deliver; chunks that no later batch needs are left out.
+        First batch to deliver; what no later batch needs is left out.
+    window_rows
+        Rows of the order that may wait for each other: a chunk is read once for each run of that
+        many rows which needs it. None reads every chunk once, however long it is kept.
+    block_rows, block_chunks
+        Wanted rows and chunks in a block, at most; a chunk is never split.
     """
     first_row = int(order.offsets[start])
-    rows = order.rows[first_row:]
-    batch_of = np.repeat(np.arange(start, order.n_batches), np.diff(order.offsets[start:]))
-    real = rows != PADDING
-    chunks, batch_of = rows[real] // chunk_rows, batch_of[real]
-    needed, first_at = np.unique(chunks, return_index=True)
-    last_at = len(chunks) - 1 - np.unique(chunks[::-1], return_index=True)[1]
-    by_need = np.argsort(first_at, kind="stable")
-    blocks = []
-    for i in range(0, len(needed), block_chunks):
-        part = by_need[i : i + block_chunks]
+    sizes = np.diff(order.offsets[start:])
+    batch_of = np.repeat(np.arange(start, order.n_batches), sizes)
+    real = np.flatnonzero(order.rows[first_row:] != PADDING)
+    source = np.zeros(len(order.rows) - first_row, np.int64)
+    if not len(real):
+        return Reading([], source)
+    rows, batch_of = order.rows[first_row:][real], batch_of[real]
+    window = np.zeros(len(rows), np.int64)
+    if window_rows is not None:
+        # Whole batches: a window that ended within one would read its chunks twice for it.
+        window = (batch_of - start) // max(1, window_rows // max(1, int(sizes.max())))
+    stride = (int(rows.max()) // chunk_rows + 1) * chunk_rows
+    wanted, first_at, inverse = np.unique(
+        window * stride + rows, return_index=True, return_inverse=True
+    )
+    last_at = np.zeros(len(wanted), np.int64)
+    np.maximum.at(last_at, inverse, np.arange(len(rows)))
+    visit_start = np.flatnonzero(np.diff(wanted // chunk_rows, prepend=-1))
+    visit_size = np.diff(visit_start, append=len(wanted))
+    by_need = np.argsort(np.minimum.reduceat(first_at, visit_start), kind="stable")
+    ends = np.cumsum(visit_size[by_need])
+    # Rows of all visits one after another, in the order in which the visits are needed.
+    taken = np.repeat(visit_start[by_need] - ends + visit_size[by_need], visit_size[by_need])
+    taken += np.arange(len(wanted))
+    place = np.empty(len(wanted), np.int64)
+    place[taken] = np.arange(len(wanted))
+    source[real] = place[inverse]
+    wanted_rows = wanted[taken] % stride
+    visit_first = batch_of[np.minimum.reduceat(first_at, visit_start)][by_need]
+    visit_last = batch_of[np.maximum.reduceat(last_at, visit_start)][by_need]
+    blocks, visit = [], 0
+    offsets = np.concatenate([[0], ends])
+    while visit < len(by_need):
+        fitting = int(np.searchsorted(offsets, offsets[visit] + block_rows, side="right")) - 1
+        stop = max(visit + 1, min(fitting, visit + block_chunks))
+        block = wanted_rows[offsets[visit] : offsets[stop]]
+        at = offsets[visit : stop + 1] - offsets[visit]
         blocks.append(
             Block(
-                chunks=tuple(int(c) for c in needed[part]),
-                first_batch=int(batch_of[first_at[part[0]]]),
-                last_batch=tuple(int(b) for b in batch_of[last_at[part]]),
+                chunks=block[at[:-1]] // chunk_rows,
+                offsets=at,
+                rows=block,
+                first_batch=int(visit_first[visit]),
+                last_batch=visit_last[visit:stop],
             )
         )
-    return blocks
+        visit = stop
+    return Reading(blocks, source)
