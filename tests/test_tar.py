@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
+import http.server
 import io
 import random
+import shutil
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -25,7 +29,7 @@ from bigearth_cube.archive.synthetic import write_archive
 from bigearth_cube.archive.tar import TarSource, View
 from bigearth_cube.archive.tarstream import members
 from bigearth_cube.cube import open_cube
-from bigearth_cube.errors import InvalidInputError, NotFoundError
+from bigearth_cube.errors import InvalidInputError, NotFoundError, StorageError
 from bigearth_cube.ingest import IngestReport, assemble, ingest, stream
 from bigearth_cube.ingest import run as run_module
 from bigearth_cube.storage import Storage
@@ -549,6 +553,84 @@ def test_a_tar_is_read_from_any_url(
     assert cube.release.digest == expected.release.digest
     key = f"cube.zarr/{cube.pixel_layout('s2/r10m').key(0)}"
     assert cube.storage.read(key) == expected.storage.read(key)
+
+
+class _Web(http.server.SimpleHTTPRequestHandler):
+    """A server of files, with or without ranges; what is named ``broken`` ends early."""
+
+    ranges = False
+
+    def send_head(self) -> Any:
+        path = Path(self.translate_path(self.path.partition("?")[0]))
+        if not path.is_file():
+            self.send_error(404)
+            return None
+        data = path.read_bytes()
+        first, last = 0, len(data) - 1
+        said = self.headers.get("Range")
+        if said and self.ranges:
+            low, _, high = said.removeprefix("bytes=").partition("-")
+            first, last = int(low), min(int(high or last), last)
+        self.send_response(206 if said and self.ranges else 200)
+        if self.ranges:
+            self.send_header("Accept-Ranges", "bytes")
+            self.send_header("Content-Range", f"bytes {first}-{last}/{len(data)}")
+        self.send_header("Content-Length", str(last - first + 1))
+        self.end_headers()
+        part = data[first : last + 1]
+        return io.BytesIO(part[: len(part) // 2] if "broken" in self.path else part)
+
+    def log_message(self, *args: Any) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture(params=[False, True], ids=["in one go", "by ranges"])
+def web(
+    request: pytest.FixtureRequest, tars: Callable[[str], list[str]]
+) -> Iterator[Callable[[str], str]]:
+    """Give the URL of a file beside the tars of v2, as a site for downloads writes it."""
+    folder = str(Path(tars("v2")[0]).parent)
+    handler = type("Handler", (_Web,), {"ranges": request.param})
+    serve = functools.partial(handler, directory=folder)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), serve) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        port = server.server_address[1]
+        yield lambda name: f"http://127.0.0.1:{port}/{name}?download=1"
+        server.shutdown()
+        thread.join()
+
+
+def test_tars_and_lists_are_read_from_a_web_site(
+    web: Callable[[str], str],
+    tars: Callable[[str], list[str]],
+    from_folders: dict[str, str],
+    tmp_path: Path,
+) -> None:
+    names = [Path(path).name for path in tars("v2")]
+    for path in tars("v2"):
+        served = Path(tars("v2")[0]).parent / Path(path).name
+        if not served.exists():
+            shutil.copy(path, served)
+    report = ingest([web(name) for name in names], str(tmp_path / "cube"))
+    assert_balanced(report)
+    assert stored(str(tmp_path / "cube")) == stored(from_folders["v2"])
+    with pytest.raises(NotFoundError, match=r"nothing\.tar\.zst.* does not exist"):
+        ingest([web("nothing.tar.zst")], str(tmp_path / "none"))
+    with pytest.raises(NotFoundError, match=r"metadata\.parquet.* does not exist"):
+        ingest([tars("v2")[0], web("nowhere/metadata.parquet")], str(tmp_path / "none"))
+
+
+def test_a_site_that_breaks_off_is_told_and_the_next_run_goes_on(
+    web: Callable[[str], str], tars: Callable[[str], list[str]], tmp_path: Path
+) -> None:
+    served = Path(tars("v2")[0]).parent / "broken"
+    served.mkdir(exist_ok=True)
+    name = Path(tars("v2")[0]).name
+    shutil.copy(tars("v2")[0], served / name)
+    with pytest.raises((StorageError, InvalidInputError), match=r"cannot be read|damaged"):
+        ingest([web(f"broken/{name}")], str(tmp_path / "cube"))
+    assert ingest([web(name)], str(tmp_path / "cube")).n_rows == 300
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from bigearth_cube.archive.base import Kind, Patch, PatchRecord, PatchSource, Se
 from bigearth_cube.archive.grid import Corner, Grid
 from bigearth_cube.archive.lists import Listed, archive_of_list, read_v2_list
 from bigearth_cube.archive.names import check_s1_name, parse_v2_name
+from bigearth_cube.archive.sources import is_remote
 from bigearth_cube.errors import InvalidInputError, NotFoundError
 from bigearth_cube.nomenclature import NAMES_19, Archive, check_split
 
@@ -33,7 +34,7 @@ def open_lists(
     Parameters
     ----------
     sources
-        Parquet files of v2; what an earlier one says of a patch holds.
+        Parquet files of v2, paths or URLs; what an earlier one says of a patch holds.
     archive
         Archive the lists must be of.
 
@@ -46,7 +47,7 @@ def open_lists(
     """
     if archive == "v1":
         raise InvalidInputError(f"the lists of v1 hold no labels; {_EXPECTED}")
-    paths = [os.path.abspath(source) for source in sources]
+    paths = [s if is_remote(s) else os.path.abspath(s) for s in sources]
     for source, path in zip(sources, paths, strict=True):
         if os.path.isdir(path):
             raise InvalidInputError(
@@ -57,7 +58,7 @@ def open_lists(
             raise InvalidInputError(f"{source} is a list of v1, which holds no labels; {_EXPECTED}")
         if listed is None:
             raise InvalidInputError(f"{source} is no official list; {_EXPECTED}")
-        if not os.path.exists(path):
+        if not is_remote(path) and not os.path.exists(path):
             raise NotFoundError(f"{source} does not exist; {_EXPECTED}")
     if not paths:
         raise InvalidInputError(f"no list given; {_EXPECTED}")

@@ -21,6 +21,7 @@ from bigearth_cube.archive.listing import Listing, describe_wrong_folder, list_f
 from bigearth_cube.archive.lists import archive_of_list, expected_lists
 from bigearth_cube.archive.names import archive_of
 from bigearth_cube.archive.pixels import read_patch
+from bigearth_cube.archive.sources import file_name, is_remote
 from bigearth_cube.archive.tar import TarSource, archive_of_tar, is_published_v2, is_tar
 from bigearth_cube.errors import InvalidInputError, NotFoundError
 from bigearth_cube.nomenclature import ARCHIVES, Archive
@@ -40,7 +41,7 @@ def open_archive(
         folders (BigEarthNet-S2, BigEarthNet-S1, Reference_Maps, BigEarthNet-v1.0,
         BigEarthNet-S1-v1.0), a folder of patch folders, the Parquet files of v2, the lists of v1.
         Lists that lie in a named folder are found. Or the published tars (``.tar``, ``.tar.gz``,
-        ``.tar.zst``; path or fsspec URL) with the lists beside them.
+        ``.tar.zst``; path or fsspec URL) with the lists beside them. Lists may be URLs too.
     archive
         Archive the patches must be of; ``"auto"`` takes it from their names.
 
@@ -55,7 +56,7 @@ def open_archive(
     NotFoundError
         If a source does not exist.
     InvalidInputError
-        If a source is not local, holds no patch or is no list, or patches of v1 and v2 are mixed,
+        If a folder is not local, a source holds no patch or is no list, or patches of v1 and v2 are mixed,
         or rasterio is missing.
     """
     require_gdal()
@@ -64,7 +65,7 @@ def open_archive(
     if not sources:
         raise InvalidInputError("no source given; name the folder the archive was unpacked to")
     tars = [source for source in sources if is_tar(source)]
-    paths = [_local_path(source) for source in sources if source not in tars]
+    paths = [_local(source) for source in sources if source not in tars]
     if tars:
         return _open_tars(tars, paths, archive)
     roots = [path for path in paths if os.path.isdir(path)]
@@ -100,9 +101,9 @@ def _open_tars(
             )
     _check_archive(tars, found, archive, paths)
     # Over the network once, where lists say what is in the tars; from disk names cost little.
-    remote = [tar for tar in tars if "://" in tar and not tar.startswith("file://")]
+    remote = [tar for tar in tars if is_remote(tar)]
     listed = found == "v2" and bool(paths) and all(is_published_v2(tar) for tar in tars)
-    unique = len({os.path.basename(tar) for tar in tars}) == len(tars)
+    unique = len({file_name(tar) for tar in tars}) == len(tars)
     lists = list(dict.fromkeys(paths))
     return TarSource(found, tars, lists, from_lists=bool(remote) and listed and unique)
 
@@ -123,13 +124,15 @@ def _check_archive(
             )
 
 
-def _local_path(source: str) -> str:
-    scheme, separator, rest = source.partition("://")
-    if separator and scheme != "file":
-        raise InvalidInputError(
-            f"{source}: folders are read from local disk only; name its tar, or copy the folder"
-        )
-    path = os.path.abspath(rest if separator else source)
+def _local(source: str) -> str:
+    """Return the absolute path of a folder or list; a list may be a URL and stays one."""
+    if is_remote(source):
+        if archive_of_list(source) is None:
+            raise InvalidInputError(
+                f"{source}: folders are read from local disk only; name its tar, or copy the folder"
+            )
+        return source
+    path = os.path.abspath(source.removeprefix("file://"))
     if not os.path.exists(path):
         raise NotFoundError(f"{source} does not exist; name a folder, a tar or an official list")
     return path

@@ -9,13 +9,13 @@ from __future__ import annotations
 import bz2
 import csv
 import logging
-import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from bigearth_cube.archive.names import archive_of
+from bigearth_cube.archive.sources import file_name, opened
 from bigearth_cube.errors import InvalidInputError
 from bigearth_cube.nomenclature import Archive
 
@@ -93,7 +93,7 @@ def archive_of_list(path: str) -> Archive | None:
     >>> archive_of_list("v1_val.csv.bz2"), archive_of_list("metadata.parquet")
     ('v1', 'v2')
     """
-    name = os.path.basename(path)
+    name = file_name(path)
     if name in _V2_NAMES:
         return "v2"
     return "v1" if _V1_NAME.fullmatch(name) or _V1_OTHERS.fullmatch(name) else None
@@ -120,7 +120,7 @@ def read_lists(
     archive
         Archive the lists belong to.
     paths
-        The files; what an earlier one says of a patch holds. Those that say nothing of patches
+        The files, paths or URLs; what an earlier one says of a patch holds. Those that say nothing of patches
         are left out with a warning.
     s2_ids, s1_ids
         Names of the patches at hand.
@@ -130,11 +130,11 @@ def read_lists(
     InvalidInputError
         If a file is not what its name promises.
     """
-    others = [path for path in paths if _V1_OTHERS.fullmatch(os.path.basename(path))]
+    others = [path for path in paths if _V1_OTHERS.fullmatch(file_name(path))]
     for path in others:
         logger.warning("%s says nothing of patches; it is not read", path)
     paths = [path for path in paths if path not in others]
-    names = tuple(os.path.basename(path) for path in paths)
+    names = tuple(file_name(path) for path in paths)
     if not paths:
         return Lists()
     read = _read_v1 if archive == "v1" else _read_v2
@@ -194,14 +194,18 @@ def _read_parquet(path: str) -> Any:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    with opened(path) as source:
+        data = source.read()
     try:
-        names = pq.read_schema(path).names
+        file = pq.ParquetFile(pa.BufferReader(data))
+        names = file.schema_arrow.names
         missing = [name for name in _V2_COLUMNS if name not in names]
         if missing:
             raise InvalidInputError(
                 f"{path} has no column {missing[0]!r}; expected the published columns of v2"
             )
-        table = pq.read_table(path, columns=list(_V2_COLUMNS)).cast(_v2_schema())
+        # Threads of Arrow let go of the bytes late, which aborts a process that is exiting.
+        table = file.read(columns=list(_V2_COLUMNS), use_threads=False).cast(_v2_schema())
     except (pa.ArrowException, OSError) as error:
         line = str(error).splitlines()[0]
         raise InvalidInputError(f"{path} cannot be read as a table of v2: {line}") from None
@@ -261,16 +265,17 @@ def _read_v1(paths: Sequence[str], s2_ids: Collection[str], s1_ids: Collection[s
 
 
 def _v1_content(path: str) -> str:
-    match = _V1_NAME.fullmatch(os.path.basename(path))
+    match = _V1_NAME.fullmatch(file_name(path))
     assert match is not None  # archive_of_list has let it pass
     return match[1]
 
 
 def _lines(path: str) -> list[str]:
+    with opened(path) as file:
+        data = file.read()
     try:
-        with open(path, "rb") as file:
-            data = file.read()
-        text = (bz2.decompress(data) if path.endswith(".bz2") else data).decode("utf-8-sig")
+        is_packed = file_name(path).endswith(".bz2")
+        text = (bz2.decompress(data) if is_packed else data).decode("utf-8-sig")
     except (OSError, ValueError) as error:
         raise InvalidInputError(f"{path} cannot be read: {error}") from None
     return [line for line in text.splitlines() if line.strip()]

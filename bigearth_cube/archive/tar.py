@@ -26,6 +26,7 @@ from bigearth_cube.archive.names import (
     parse_v2_name,
 )
 from bigearth_cube.archive.pixels import BANDS, measure_corner
+from bigearth_cube.archive.sources import file_name
 from bigearth_cube.archive.tarstream import SUFFIXES, Member, members
 from bigearth_cube.errors import InvalidInputError
 from bigearth_cube.nomenclature import GROUPS, Archive, square_origins
@@ -347,7 +348,7 @@ _KINDS: Final = V2_FOLDERS
 
 def _stem(url: str) -> str:
     """Name of a tar without its suffix: the published folder in it."""
-    return os.path.basename(url).split(".tar")[0]
+    return file_name(url).split(".tar")[0]
 
 
 def is_published_v2(url: str) -> bool:
@@ -379,7 +380,7 @@ def _place(url: str, path: str) -> tuple[str, str, str] | None:
 
 def is_tar(source: str) -> bool:
     """Whether a source is named like a tar."""
-    return source.endswith(SUFFIXES)
+    return file_name(source).endswith(SUFFIXES)
 
 
 def archive_of_tar(url: str) -> Archive:

@@ -12,17 +12,16 @@ import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack
 from io import BufferedReader
-from typing import BinaryIO, Final, NamedTuple, cast
+from typing import Any, BinaryIO, Final, NamedTuple, cast
 
-import fsspec
 import zstandard
 
-from bigearth_cube.errors import InvalidInputError, NotFoundError, StorageError
+from bigearth_cube.archive.sources import file_name, opened
+from bigearth_cube.errors import InvalidInputError
 
 SUFFIXES: Final = (".tar", ".tar.gz", ".tgz", ".tar.zst")
 _BLOCK: Final = 512
 _READ_BYTES: Final = 1 << 20
-_REMOTE_BYTES: Final = 1 << 24  # a request; at 64 KB the round trips would be all there is
 _FILE_TYPES: Final = (b"0", b"\0", b"7")
 _MAX_HEADER_BYTES: Final = 1 << 20
 _MAX_FILE_BYTES: Final = 1 << 24
@@ -60,36 +59,26 @@ def members(url: str) -> Iterator[Member]:
     StorageError
         If storage refuses or cannot be reached.
     """
-    with ExitStack() as opened:
-        stream = _decompressed(url, opened)
+    with ExitStack() as entered:
+        stream = _decompressed(url, entered)
         try:
             yield from _members(stream)
         except (zstandard.ZstdError, zlib.error, gzip.BadGzipFile, EOFError, ValueError) as error:
             raise InvalidInputError(
                 f"{url} is damaged or not the tar its name says ({error}); fetch it again"
             ) from None
-        except FileNotFoundError:
-            raise NotFoundError(f"{url} does not exist") from None
-        except OSError as error:
-            raise StorageError(f"{url} cannot be read: {error}; run again") from error
 
 
-def _decompressed(url: str, opened: ExitStack) -> BinaryIO:
-    remote = {} if "://" not in url else {"block_size": _REMOTE_BYTES, "cache_type": "readahead"}
-    try:
-        files, path = fsspec.url_to_fs(url)
-        raw = opened.enter_context(files.open(path, "rb", **remote))
-    except FileNotFoundError:
-        raise NotFoundError(f"{url} does not exist") from None
-    except (OSError, ValueError, ImportError) as error:
-        raise StorageError(f"{url} cannot be opened: {error}") from error
-    if url.endswith(".zst"):
+def _decompressed(url: str, entered: ExitStack) -> BinaryIO:
+    raw: Any = entered.enter_context(opened(url))
+    name = file_name(url)
+    if name.endswith(".zst"):
         # The archives were compressed with --long: the window may be up to 2 GiB.
         decompressor = zstandard.ZstdDecompressor(max_window_size=2**31)
         reader = decompressor.stream_reader(raw, read_size=_READ_BYTES, read_across_frames=True)
-        raw = opened.enter_context(reader)
-    elif url.endswith(("gz", ".tgz")):
-        raw = opened.enter_context(gzip.GzipFile(fileobj=raw))
+        raw = entered.enter_context(reader)
+    elif name.endswith(("gz", ".tgz")):
+        raw = entered.enter_context(gzip.GzipFile(fileobj=raw))
     return cast("BinaryIO", BufferedReader(raw, _READ_BYTES))
 
 
