@@ -1,8 +1,8 @@
 """CQL2 over the columns of an items table.
 
-The cql2 library parses text and JSON; this evaluates the result with Arrow kernels, whose
-three-valued logic is that of CQL2: a comparison with an unknown value is neither true nor
-false, and ``NOT`` leaves it so.
+The cql2 library parses text and JSON; this evaluates the result in the three-valued logic of
+CQL2: a comparison with an unknown value is neither true nor false, and ``NOT`` leaves it so. Text
+of few values is asked value by value and then looked up by code; sets of labels are bits.
 
 A year, month or day stands for the whole of it, as in the argument ``datetime`` of a search:
 ``datetime = '2018-05'`` holds for any time in that May, ``<=`` for any up to its last microsecond,
@@ -14,9 +14,10 @@ from __future__ import annotations
 import difflib
 import functools
 import json
+import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import cql2
@@ -25,7 +26,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bigearth_cube.errors import InvalidInputError
-from bigearth_cube.item_index import RELATIONS, ItemIndex, Mask, parse_geometry, period
+from bigearth_cube.item_index import (
+    RELATIONS,
+    ItemIndex,
+    Mask,
+    Places,
+    parse_geometry,
+    period,
+    taken,
+)
 from bigearth_cube.nomenclature import COUNTRIES, NAMES_19, NAMES_43, SEASONS, SPLITS
 
 # The parser recurses: 3,000 open parentheses or 20,000 ANDs end the process. These bounds are
@@ -102,73 +111,113 @@ def _parse_problem(text: str, problem: str) -> str:
     return f"filter, line {line}, column {column}: expected a condition or a value, {found}"
 
 
-def evaluate(expression: Any, index: ItemIndex) -> Mask:
-    """Find the items for which a parsed filter is true: neither false nor unknown.
+def evaluate(expression: Any, index: ItemIndex, at: Places | None = None) -> Mask:
+    """Say of each item whether a parsed filter is true of it: neither false nor unknown.
+
+    Parameters
+    ----------
+    expression
+        What ``parse_filter`` gave.
+    index
+        The items.
+    at
+        Places to look at; all of them where it is None.
 
     Raises
     ------
     InvalidInputError
         If it names an unknown property or operator, or compares what cannot be compared.
     """
-    truth = _Evaluator(index).predicate(expression)
-    if isinstance(truth, pa.Scalar):
-        truth = pa.repeat(truth, len(index))
-    found: Mask = pc.fill_null(truth, False).to_numpy(zero_copy_only=False)
-    return found
+    return _Evaluator(index, at).predicate(expression).true
+
+
+def shapes_required(expression: Any) -> list[Any]:
+    """Shapes that whatever a filter finds must meet: those of conditions joined by AND."""
+    if not isinstance(expression, Mapping):
+        return []
+    op, args = str(expression.get("op")).lower(), expression.get("args")
+    if not isinstance(args, list):
+        return []
+    if op == "and":
+        return [shape for arg in args for shape in shapes_required(arg)]
+    is_near = op in _MEETING and len(args) == 2 and args[0] == {"property": "geometry"}
+    return [parse_geometry(args[1], _text(expression))] if is_near else []
+
+
+@dataclass(frozen=True, slots=True)
+class _Truth:
+    """Where a condition is true, and where it is unknown (None: nowhere); elsewhere it is false."""
+
+    true: Mask
+    unknown: Mask | None = None
+
+    def __and__(self, other: _Truth) -> _Truth:
+        true = self.true & other.true
+        if self.unknown is None and other.unknown is None:
+            return _Truth(true)
+        return _Truth(true, self._possible() & other._possible() & ~true)
+
+    def __or__(self, other: _Truth) -> _Truth:
+        true = self.true | other.true
+        if self.unknown is None and other.unknown is None:
+            return _Truth(true)
+        return _Truth(true, (self._possible() | other._possible()) & ~true)
+
+    def __invert__(self) -> _Truth:
+        return _Truth(~self._possible(), self.unknown)
+
+    def _possible(self) -> Mask:
+        return self.true if self.unknown is None else self.true | self.unknown
 
 
 @dataclass(frozen=True, slots=True)
 class _Operand:
-    """One side of a comparison: its kind, its value or column, and how it was written.
+    """One side of a comparison: its kind, how it was written, its value unless it is a property.
 
     ``last`` is the last microsecond of a period, whose first is ``value``; else the value again.
     """
 
     kind: str
-    value: Any
     name: str
+    value: Any = None
     last: Any = None
 
-    def __post_init__(self) -> None:
-        if self.last is None:
-            object.__setattr__(self, "last", self.value)
 
-
-def _equal(a: _Operand, b: _Operand) -> Any:
-    if a.kind != "time":
-        return pc.equal(a.value, b.value)
-    return pc.and_kleene(_COMPARISONS["<="](a, b), _COMPARISONS[">="](a, b))
-
-
-_COMPARISONS: Final[Mapping[str, Callable[[_Operand, _Operand], Any]]] = {
-    "=": _equal,
-    "<>": lambda a, b: pc.invert(_equal(a, b)),
-    "<": lambda a, b: pc.less(a.last, b.value),
-    "<=": lambda a, b: pc.less_equal(a.value, b.last),
-    ">": lambda a, b: pc.greater(a.value, b.last),
-    ">=": lambda a, b: pc.greater_equal(a.last, b.value),
+_Compare = Callable[[Any, Any], Any]
+_COMPARISONS: Final[Mapping[str, tuple[_Compare, Any]]] = {
+    "=": (operator.eq, pc.equal),
+    "<>": (operator.ne, pc.not_equal),
+    "<": (operator.lt, pc.less),
+    "<=": (operator.le, pc.less_equal),
+    ">": (operator.gt, pc.greater),
+    ">=": (operator.ge, pc.greater_equal),
 }
+_MIRRORED: Final = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
 _OPERATORS: Final = ("and", "between", "in", "isNull", "like", "not", "or")
 _BY_LOWER_CASE: Final = {
     name.lower(): name
     for name in (*_OPERATORS, *_COMPARISONS, *_SET_FUNCTIONS, *_SPATIAL_FUNCTIONS)
 }
+_MEETING: Final = frozenset(_SPATIAL_FUNCTIONS) - {"s_disjoint"}
 
 
 class _Evaluator:
-    """CQL2 JSON over the columns of an index; predicates are Arrow booleans with nulls."""
+    """CQL2 JSON over the columns of an index, at some places."""
 
-    def __init__(self, index: ItemIndex) -> None:
+    def __init__(self, index: ItemIndex, at: Places | None) -> None:
         self._index = index
+        self._at = at
+        self._n = len(index) if at is None else len(at)
 
-    def predicate(self, node: Any) -> Any:
+    def predicate(self, node: Any) -> _Truth:
         if isinstance(node, bool):
-            return pa.scalar(node)
+            return self._constant(node)
         if isinstance(node, Mapping) and "property" in node:
-            operand = self._operand(node, node)
-            if operand.kind != "boolean":
-                raise _refusal(node, f"{operand.name} is no condition by itself; compare it")
-            return operand.value
+            subject = self._operand(node, node)
+            if subject.kind != "boolean":
+                raise _refusal(node, f"{subject.name} is no condition by itself; compare it")
+            values, unknown = self._values(subject)
+            return _Truth(values if unknown is None else values & ~unknown, unknown)
         if not isinstance(node, Mapping) or not isinstance(node.get("op"), str):
             raise _refusal(node, "expected a condition")
         op = _BY_LOWER_CASE.get(node["op"].lower())
@@ -180,16 +229,13 @@ class _Evaluator:
                 f"{', '.join(sorted(_BY_LOWER_CASE.values()))}",
             )
         if op in ("and", "or"):
-            combine = pc.and_kleene if op == "and" else pc.or_kleene
             if not args:
                 raise _refusal(node, f"{op} needs conditions")
-            result = self.predicate(args[0])
-            for arg in args[1:]:
-                result = combine(result, self.predicate(arg))
-            return result
+            combine = operator.and_ if op == "and" else operator.or_
+            return functools.reduce(combine, map(self.predicate, args))
         _check_arity(node, op, args)
         if op == "not":
-            return pc.invert(self.predicate(args[0]))
+            return ~self.predicate(args[0])
         if op in _SET_FUNCTIONS:
             return self._set_function(node, op, args)
         if op in _SPATIAL_FUNCTIONS:
@@ -200,75 +246,150 @@ class _Evaluator:
             problem = str(error).splitlines()[0]
             raise _refusal(node, f"{op} does not apply here: {problem}") from None
 
-    def _scalar_condition(self, node: Any, op: str, args: list[Any]) -> Any:
+    def _constant(self, truth: bool | None) -> _Truth:
+        true = np.full(self._n, bool(truth))
+        return _Truth(true, ~true if truth is None else None)
+
+    def _scalar_condition(self, node: Any, op: str, args: list[Any]) -> _Truth:
         if op == "isNull":
-            return pc.is_null(self._operand(args[0], node, any_kind=True).value)
+            return self._is_null(self._operand(args[0], node, any_kind=True))
         if op == "like":
             subject = self._operand(args[0], node)
             if subject.kind != "text" or not isinstance(args[1], str):
                 raise _refusal(node, "LIKE compares text with a pattern such as 'S2A%'")
-            return pc.match_like(subject.value, args[1])
+            return self._of_text(subject, lambda texts: pc.match_like(texts, args[1]))
         if op == "in":
             if not isinstance(args[1], list):
                 raise _refusal(node, "IN needs a list of values")
-            members = self._alike([args[0], *args[1]], node)
-            self._check_values(node, members)
-            return self._membership(node, *members)
+            subject, *members = self._alike([args[0], *args[1]], node)
+            self._check_values(node, [subject, *members])
+            if any(member.value is None for member in members):
+                raise _refusal(node, "IN takes values, not properties")
+            return self._membership(subject, members)
         if op == "between":
             subject, low, high = self._alike(args, node)
-            above, below = _COMPARISONS[">="](subject, low), _COMPARISONS["<="](subject, high)
-            return pc.and_kleene(above, below)
+            return self._compare(">=", subject, low) & self._compare("<=", subject, high)
         sides = self._alike(args, node)
         if op in ("=", "<>"):
             self._check_values(node, sides)
-        return _COMPARISONS[op](*sides)
+        return self._compare(op, *sides)
 
     def _check_values(self, node: Any, operands: list[_Operand]) -> None:
         """Refuse literals beside a property that never has them."""
-        literals = [o.value.as_py() for o in operands if isinstance(o.value, pa.Scalar)]
+        literals = [o.value for o in operands if o.value is not None]
         for operand in operands:
-            if isinstance(operand.value, pa.Array):
-                _check_known(node, operand.name, literals, operand.value.unique().to_pylist)
+            if operand.value is None and operand.kind == "text":
+                present = functools.partial(self._texts_present, operand.name)
+                _check_known(node, operand.name, literals, present)
 
-    def _membership(self, node: Any, subject: _Operand, *values: _Operand) -> Any:
-        if not all(isinstance(value.value, pa.Scalar) for value in values):
-            raise _refusal(node, "IN takes values, not properties")
-        if subject.kind == "time" and values:
-            return functools.reduce(pc.or_kleene, (_equal(subject, value) for value in values))
-        known = pc.is_valid(subject.value)
-        # As numbers are written, not as the column has them: 1.5 is no row, not row 1.
-        kind = pa.float64() if subject.kind == "number" else subject.value.type
-        wanted = pa.array([value.value.as_py() for value in values], kind)
-        found = pc.is_in(pc.cast(subject.value, kind), wanted)
-        return pc.if_else(known, found, pa.scalar(None, pa.bool_()))
+    def _texts_present(self, name: str) -> list[str]:
+        coded = self._index.codes(name)
+        values = self._index.column(name).unique() if coded is None else coded[0]
+        return list(values.to_pylist())
 
-    def _set_function(self, node: Any, op: str, args: list[Any]) -> Any:
+    # --- the kinds of values
+
+    def _values(self, subject: _Operand) -> tuple[Any, Mask | None]:
+        """Numbers, booleans or times of a property; a literal is its own value."""
+        if subject.value is not None:
+            return subject.value, None
+        values, unknown = self._index.values(subject.name)
+        return taken(values, self._at), None if unknown is None else taken(unknown, self._at)
+
+    def _of_text(self, subject: _Operand, test: Callable[[Any], Any]) -> _Truth:
+        """Ask each text; where there are few, each of them once."""
+        if subject.value is not None:
+            return self._constant(test(pa.array([subject.value], pa.string()))[0].as_py())
+        coded = self._index.codes(subject.name)
+        if coded is None:
+            return _of_arrow(test(self._texts(subject)))
+        answers = test(coded[0]).to_numpy(zero_copy_only=False)
+        codes = taken(coded[1], self._at)
+        hits = np.flatnonzero(answers)
+        # A comparison of codes is ten times as fast as a look into the answers.
+        true = codes == hits[0] if len(hits) == 1 else np.append(answers, False)[codes]
+        unknown = codes == len(coded[0]) if self._index.column(subject.name).null_count else None
+        return _Truth(true, unknown)
+
+    def _texts(self, subject: _Operand) -> Any:
+        if subject.value is not None:
+            return pa.scalar(subject.value)
+        column = self._index.column(subject.name)
+        return column if self._at is None else column.take(pa.array(self._at))
+
+    def _compare(self, op: str, first: _Operand, second: _Operand) -> _Truth:
+        compare, kernel = _COMPARISONS[op]
+        if first.kind == "text":
+            if second.value is not None:
+                return self._of_text(first, lambda texts: kernel(texts, second.value))
+            if first.value is not None:
+                other = _COMPARISONS[_MIRRORED.get(op, op)][1]
+                return self._of_text(second, lambda texts: other(texts, first.value))
+            return _of_arrow(kernel(self._texts(first), self._texts(second)))
+        if first.kind == "time" and op in ("=", "<>"):
+            same = self._compare("<=", first, second) & self._compare(">=", first, second)
+            return same if op == "=" else ~same
+        if first.kind == "time":  # an end of a period, of whichever side is one
+            first = _at_end(first, last=op in ("<", ">="))
+            second = _at_end(second, last=op in ("<=", ">"))
+        (ours, unknown), (theirs, also_unknown) = self._values(first), self._values(second)
+        true = np.broadcast_to(np.asarray(compare(ours, theirs)), (self._n,))
+        lacking = [mask for mask in (unknown, also_unknown) if mask is not None]
+        if not lacking:
+            return _Truth(true)
+        either = functools.reduce(np.logical_or, lacking)
+        return _Truth(true & ~either, either)
+
+    def _membership(self, subject: _Operand, members: list[_Operand]) -> _Truth:
+        if subject.kind == "text":
+            wanted = pa.array([member.value for member in members], pa.string())
+            return self._of_text(subject, lambda texts: _in_set(texts, wanted))
+        none = self._constant(False)
+        lacking = self._is_null(subject).true
+        equal = (self._compare("=", subject, member) for member in members)
+        found = functools.reduce(operator.or_, equal, none)
+        return _Truth(found.true, lacking if lacking.any() else None)
+
+    def _is_null(self, subject: _Operand) -> _Truth:
+        if subject.value is not None:
+            return self._constant(False)
+        column = self._index.column(subject.name)
+        if not column.null_count:
+            return self._constant(False)
+        lacking = (
+            column.is_null() if self._at is None else column.take(pa.array(self._at)).is_null()
+        )
+        return _of_arrow(lacking)
+
+    def _set_function(self, node: Any, op: str, args: list[Any]) -> _Truth:
         name = args[0].get("property") if isinstance(args[0], Mapping) else None
         if self._operand(args[0], node, any_kind=True).kind != "list" or name is None:
             raise _refusal(node, f"{op} takes a property that is a list, then values")
         wanted = args[1] if isinstance(args[1], list) else [args[1]]
         if not all(isinstance(value, str) for value in wanted):
             raise _refusal(node, f"{op} takes texts, e.g. ('Pastures', 'Arable land')")
-        names, members, known = self._index.sets(name)
+        names, members, unknown = self._index.sets(name)
+        members = taken(members, self._at)
         _check_known(node, name, wanted, lambda: names)
         # Names no row has share one more bit, which no row has set.
         bits = [names.index(value) if value in names else len(names) for value in wanted]
         theirs = functools.reduce(lambda acc, bit: acc | 1 << bit, bits, 0)
         unseen = theirs >> len(names) & 1
         theirs &= (1 << len(names)) - 1
-        hits = _SET_FUNCTIONS[op](members, np.uint64(theirs))
+        hits = _SET_FUNCTIONS[op](members, members.dtype.type(theirs))
         if unseen and op in ("a_contains", "a_equals"):
             hits = np.zeros(len(members), bool)
-        return pa.array(hits, mask=~known)
+        if unknown is None:
+            return _Truth(hits)
+        unknown = taken(unknown, self._at)
+        return _Truth(hits & ~unknown, unknown)
 
-    def _spatial_function(self, node: Any, op: str, args: list[Any]) -> Any:
+    def _spatial_function(self, node: Any, op: str, args: list[Any]) -> _Truth:
         first, second = args
         if first != {"property": "geometry"}:
             raise _refusal(node, f"{op} takes the property geometry, then a shape")
         shape = parse_geometry(second, _text(node))
-        return pa.array(
-            self._index.in_relation(_SPATIAL_FUNCTIONS[op], shape, np.ones(len(self._index), bool))
-        )
+        return _Truth(self._index.in_relation(_SPATIAL_FUNCTIONS[op], shape, self._at))
 
     def _operand(self, node: Any, parent: Any, *, any_kind: bool = False) -> _Operand:
         if isinstance(node, Mapping) and "property" in node:
@@ -279,18 +400,17 @@ class _Evaluator:
                     f"unknown property {name!r}; choose one of: "
                     f"{', '.join(self._index.queryables)}",
                 )
-            column = self._index.column(name)
-            kind = _kind_of(column.type)
+            kind = _kind_of(self._index.table.schema.field(name).type)
             if kind in ("list", "geometry") and not any_kind:
                 function = "a_contains" if kind == "list" else "s_intersects"
                 raise _refusal(parent, f"{name} is a {kind}; ask it with {function}")
-            return _Operand(kind, column, name)
+            return _Operand(kind, name)
         if isinstance(node, bool):
-            return _Operand("boolean", pa.scalar(node), str(node))
+            return _Operand("boolean", str(node), node, node)
         if isinstance(node, int | float):
-            return _Operand("number", pa.scalar(float(node)), f"{node:g}")
+            return _Operand("number", f"{node:g}", float(node), float(node))
         if isinstance(node, str):
-            return _Operand("text", pa.scalar(node), repr(node))
+            return _Operand("text", repr(node), node, node)
         if isinstance(node, Mapping) and len(node) == 1 and {*node} <= {"timestamp", "date"}:
             return _time_operand(next(iter(node.values())))
         raise _refusal(parent, "expected a property, a number, a text, a boolean or a time")
@@ -312,6 +432,19 @@ class _Evaluator:
         return operands
 
 
+def _of_arrow(answers: Any) -> _Truth:
+    unknown = answers.is_null().to_numpy(zero_copy_only=False) if answers.null_count else None
+    return _Truth(pc.fill_null(answers, False).to_numpy(zero_copy_only=False), unknown)
+
+
+def _in_set(texts: pa.Array, wanted: pa.Array) -> pa.Array:
+    return pc.if_else(pc.is_valid(texts), pc.is_in(texts, wanted), pa.scalar(None, pa.bool_()))
+
+
+def _at_end(operand: _Operand, *, last: bool) -> _Operand:
+    return replace(operand, value=operand.last) if last else operand
+
+
 def _check_known(
     node: Any, name: str, values: list[str], present: Callable[[], Sequence[str | None]]
 ) -> None:
@@ -327,8 +460,7 @@ def _check_known(
 
 
 def _time_operand(text: Any) -> _Operand:
-    first, last = (pa.scalar(edge, pa.timestamp("us", "UTC")) for edge in period(text, text))
-    return _Operand("time", first, repr(text), last)
+    return _Operand("time", repr(text), *period(text, text))
 
 
 def _kind_of(kind: pa.DataType) -> str:

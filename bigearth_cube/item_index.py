@@ -6,10 +6,12 @@ that bounds cannot settle are built and looked at closely.
 
 from __future__ import annotations
 
+import bisect
 import functools
 import json
 import math
 import re
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any, Final
@@ -25,6 +27,14 @@ from bigearth_cube.errors import InvalidInputError
 When = str | datetime | Sequence[str | datetime | None]
 Box = tuple[float, float, float, float]
 Mask = NDArray[np.bool_]
+Places = NDArray[np.int32]
+"""Rows of the table, counted from 0: not to be taken for ``bec:row``."""
+
+# 256 rows are four blocks of 8 x 8 patches: 20 million rows have 78,000 bounds to look at.
+_ZONE: Final = 256
+_MOST_CODED: Final = 4096
+_SAMPLE: Final = 65_536
+_FEW_IDS: Final = 1000
 
 _HIDDEN: Final = frozenset(
     (
@@ -61,7 +71,8 @@ class ItemIndex:
     """The columns of an items table, each made ready when a question first needs it.
 
     Keep one beside a table to ask many questions; ``search`` makes one where it is given a
-    table.
+    table. Text of few values is kept as codes, label sets as bits, and each run of 256 rows has
+    its bounds: rows lie in blocks on the ground, so a small box looks at few runs.
 
     Parameters
     ----------
@@ -71,22 +82,29 @@ class ItemIndex:
 
     def __init__(self, table: pa.Table) -> None:
         self.table = table
-        self._columns: dict[str, pa.Array] = {}
-        self._sets: dict[str, tuple[list[str], NDArray[np.uint64], NDArray[np.bool_]]] = {}
+        self._made: dict[tuple[str, str], Any] = {}
+        self._lock = threading.RLock()
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
 
-    @property
+    @functools.cached_property
     def queryables(self) -> tuple[str, ...]:
         """Names that a filter may use, sorted."""
         return tuple(sorted(set(self.table.column_names) - _HIDDEN))
 
+    def _once(self, what: str, name: str, make: Callable[[str], Any]) -> Any:
+        """Make a form of a column once, whichever thread asks first."""
+        key = (what, name)
+        if key not in self._made:
+            with self._lock:
+                if key not in self._made:
+                    self._made[key] = make(name)
+        return self._made[key]
+
     def column(self, name: str) -> pa.Array:
         """One column as one Arrow array."""
-        if name not in self._columns:
-            self._columns[name] = one_array(self.table[name])
-        return self._columns[name]
+        return self._once("column", name, lambda name: one_array(self.table[name]))
 
     @functools.cached_property
     def rows(self) -> NDArray[np.int64]:
@@ -95,50 +113,198 @@ class ItemIndex:
         return rows
 
     @functools.cached_property
+    def everything(self) -> Places:
+        """All places, increasing."""
+        return np.arange(len(self), dtype=np.int32)
+
+    @functools.cached_property
     def bounds(self) -> tuple[NDArray[np.float64], ...]:
         """West, south, east and north of each footprint, degrees."""
         boxes = self.column("bbox")
         return tuple(boxes.field(edge).to_numpy() for edge in _EDGES)
 
-    def sets(self, name: str) -> tuple[list[str], NDArray[np.uint64], NDArray[np.bool_]]:
-        """Turn a column of lists into bit sets: the names, one bit each; the sets; which are known."""
-        if name not in self._sets:
-            lists = self.column(name)
-            known: NDArray[np.bool_] = lists.is_valid().to_numpy(zero_copy_only=False)
-            values = pc.list_flatten(lists).dictionary_encode()
-            assert len(values.dictionary) <= 64, f"{name} has more than 64 names"
-            bits = np.left_shift(np.uint64(1), values.indices.to_numpy().astype(np.uint64))
-            members = np.zeros(len(lists), np.uint64)
-            np.bitwise_or.at(members, pc.list_parent_indices(lists).to_numpy(), bits)
-            self._sets[name] = (values.dictionary.to_pylist(), members, known)
-        return self._sets[name]
+    def values(self, name: str) -> tuple[NDArray[Any], Mask | None]:
+        """Numbers, booleans or times (microseconds) of a column, and which are unknown."""
+        return self._once("values", name, self._values)  # type: ignore[no-any-return]
 
-    def in_box(self, box: Box, among: Mask) -> Mask:
-        """Footprints that share a point with the box; only those on its rim are built."""
+    def _values(self, name: str) -> tuple[NDArray[Any], Mask | None]:
+        column = self.column(name)
+        if pa.types.is_timestamp(column.type):
+            column = column.cast(pa.int64())
+        unknown = _unknown(column)
+        if unknown is not None:
+            column = pc.fill_null(column, False if pa.types.is_boolean(column.type) else 0)
+        return column.to_numpy(zero_copy_only=False), unknown
+
+    def codes(self, name: str) -> tuple[pa.Array, NDArray[Any]] | None:
+        """Values of a text column, sorted, and the place of each row's among them.
+
+        An unknown value has the place after the last. None where there are too many values to
+        be worth it.
+        """
+        return self._once("codes", name, self._codes)  # type: ignore[no-any-return]
+
+    def _codes(self, name: str) -> tuple[pa.Array, NDArray[Any]] | None:
+        column = self.column(name)
+        if pc.count_distinct(column.slice(0, _SAMPLE)).as_py() > _MOST_CODED:
+            return None
+        coded = column.dictionary_encode()
+        names = coded.dictionary
+        if len(names) > _MOST_CODED:
+            return None
+        order = pc.array_sort_indices(names).to_numpy()
+        place_of = np.empty(len(names) + 1, np.uint16)
+        place_of[order] = np.arange(len(names))
+        place_of[-1] = len(names)
+        indices = pc.fill_null(coded.indices, len(names)).to_numpy()
+        small = np.uint8 if len(names) < 256 else np.uint16
+        return names.take(pa.array(order)), place_of.astype(small)[indices]
+
+    def sets(self, name: str) -> tuple[list[str], NDArray[Any], Mask | None]:
+        """Turn a column of lists into bit sets: names, one bit each; sets; which are unknown."""
+        return self._once("sets", name, self._sets)  # type: ignore[no-any-return]
+
+    def _sets(self, name: str) -> tuple[list[str], NDArray[Any], Mask | None]:
+        lists = self.column(name)
+        values = pc.list_flatten(lists).dictionary_encode()
+        assert len(values.dictionary) <= 64, f"{name} has more than 64 names"
+        kind = np.uint32 if len(values.dictionary) <= 32 else np.uint64
+        bits = np.left_shift(kind(1), values.indices.to_numpy().astype(kind))
+        members = np.zeros(len(lists), kind)
+        np.bitwise_or.at(members, pc.list_parent_indices(lists).to_numpy(), bits)
+        return values.dictionary.to_pylist(), members, _unknown(lists)
+
+    def ranks(self, name: str) -> tuple[NDArray[Any], Mask | None]:
+        """Numbers that sort as the values of a column do, and which values are unknown.
+
+        Raises
+        ------
+        InvalidInputError
+            If its values have no order.
+        """
+        return self._once("ranks", name, self._ranks)  # type: ignore[no-any-return]
+
+    def _ranks(self, name: str) -> tuple[NDArray[Any], Mask | None]:
+        if not pa.types.is_string(self.column(name).type):
+            return self.values(name)
+        coded = self.codes(name)
+        if coded is not None:
+            unknown = coded[1] == len(coded[0])
+            return coded[1], unknown if unknown.any() else None
+        column = self.column(name)
+        order = pc.array_sort_indices(column).to_numpy()
+        ranks = np.empty(len(column), np.int32)
+        in_order = column.take(pa.array(order))
+        # Equal values share a rank, or keys after this one would never count.
+        differs = pc.fill_null(pc.not_equal(in_order[1:], in_order[:-1]), True)
+        ranks[order] = np.concatenate([[0], np.cumsum(differs.to_numpy(zero_copy_only=False))])
+        return ranks, _unknown(column)
+
+    @property
+    def sortables(self) -> tuple[str, ...]:
+        """Names that an answer may be sorted by, sorted."""
+        types = {name: self.table.schema.field(name).type for name in self.queryables}
+        return tuple(
+            name
+            for name, kind in types.items()
+            if not (pa.types.is_list(kind) or pa.types.is_binary(kind))
+        )
+
+    def places_of(self, ids: Sequence[str]) -> Places:
+        """Places of the patches named, increasing; names that are not there have none."""
+        column = self.column("id")
+        if len(ids) > _FEW_IDS:
+            there = pc.is_in(column, pa.array(ids, pa.string()))
+            return np.flatnonzero(there.to_numpy(zero_copy_only=False)).astype(np.int32)
+        order = self._id_order
+        found = []
+        for name in set(ids):
+            at = bisect.bisect_left(order, name, key=lambda place: column[place].as_py())
+            if at < len(order) and column[order[at]].as_py() == name:
+                found.append(order[at])
+        return np.sort(np.array(found, np.int32))
+
+    @functools.cached_property
+    def _id_order(self) -> Places:
+        order: Places = pc.array_sort_indices(self.column("id")).to_numpy().astype(np.int32)
+        return order
+
+    @functools.cached_property
+    def _zones(self) -> tuple[NDArray[Any], ...]:
+        """Of each run of rows: west, south, east, north, and first and last time."""
+        starts = np.arange(0, len(self), _ZONE)
+        xmin, ymin, xmax, ymax = self.bounds
+        when, unknown = self.values("datetime")
+        assert unknown is None, "an item without a time"
+        ways = zip(
+            (xmin, ymin, xmax, ymax, when, when),
+            (np.minimum, np.minimum, np.maximum, np.maximum, np.minimum, np.maximum),
+            strict=True,
+        )
+        return tuple(way.reduceat(values, starts) for values, way in ways)
+
+    def near(self, boxes: Sequence[Box], interval: tuple[int, int] | None) -> Places | None:
+        """Places worth a look, increasing: those in runs that meet a box and the interval.
+
+        None stands for all, where so many are that a list of them would cost more than it saves.
+        """
+        if not len(self):
+            return None
+        xmin, ymin, xmax, ymax, first, last = self._zones
+        meets = np.ones(len(xmin), bool)
+        if boxes:
+            meets = np.zeros(len(xmin), bool)
+            for west, south, east, north in boxes:
+                meets |= (xmin <= east) & (xmax >= west) & (ymin <= north) & (ymax >= south)
+        if interval is not None:
+            meets &= (first <= interval[1]) & (last >= interval[0])
+        zones = np.flatnonzero(meets)
+        if len(zones) > len(xmin) // 4:
+            return None
+        places = (zones[:, None] * _ZONE + np.arange(_ZONE)).ravel().astype(np.int32)
+        return places[: np.searchsorted(places, len(self))]
+
+    def in_box(self, box: Box, at: Places | None) -> Mask:
+        """Which footprints share a point with the box; only those on its rim are built."""
         west, south, east, north = box
-        xmin, ymin, xmax, ymax = self.bounds
-        near = among & (xmin <= east) & (xmax >= west) & (ymin <= north) & (ymax >= south)
+        xmin, ymin, xmax, ymax = (taken(edge, at) for edge in self.bounds)
+        near = (xmin <= east) & (xmax >= west) & (ymin <= north) & (ymax >= south)
         inside = near & (xmin >= west) & (xmax <= east) & (ymin >= south) & (ymax <= north)
-        return inside | self._related("intersects", shapely.box(*box), near & ~inside)
+        return inside | self._related("intersects", shapely.box(*box), near & ~inside, at)
 
-    def in_relation(self, relation: str, shape: shapely.Geometry, among: Mask) -> Mask:
-        """Footprints in one of the ``RELATIONS`` to a shape, footprint first."""
+    def in_relation(self, relation: str, shape: shapely.Geometry, at: Places | None) -> Mask:
+        """Which footprints are in one of the ``RELATIONS`` to a shape, footprint first."""
         if relation == "disjoint":
-            return among & ~self.in_relation("intersects", shape, among)
+            return ~self.in_relation("intersects", shape, at)
         west, south, east, north = shapely.bounds(shape).tolist()
-        xmin, ymin, xmax, ymax = self.bounds
-        near = among & (xmin <= east) & (xmax >= west) & (ymin <= north) & (ymax >= south)
-        return self._related(relation, shape, near)
+        xmin, ymin, xmax, ymax = (taken(edge, at) for edge in self.bounds)
+        near = (xmin <= east) & (xmax >= west) & (ymin <= north) & (ymax >= south)
+        return self._related(relation, shape, near, at)
 
-    def _related(self, relation: str, shape: shapely.Geometry, among: Mask) -> Mask:
+    def _related(
+        self, relation: str, shape: shapely.Geometry, among: Mask, at: Places | None
+    ) -> Mask:
+        found = np.zeros(len(among), bool)
         candidates = np.flatnonzero(among)
-        found = np.zeros(len(self), bool)
         if len(candidates):
-            wkb = self.column("geometry").take(pa.array(candidates))
+            places = candidates if at is None else at[candidates]
+            wkb = self.column("geometry").take(pa.array(places))
             footprints = shapely.from_wkb(wkb.to_numpy(zero_copy_only=False))
             shapely.prepare(shape)
             found[candidates] = _RELATIONS[relation](footprints, shape)
         return found
+
+
+def taken(values: NDArray[Any], at: Places | None) -> NDArray[Any]:
+    """Values at some places; all where ``at`` is None."""
+    return values if at is None else values[at]
+
+
+def _unknown(column: pa.Array) -> Mask | None:
+    if not column.null_count:
+        return None
+    unknown: Mask = column.is_null().to_numpy(zero_copy_only=False)
+    return unknown
 
 
 def one_array(column: pa.ChunkedArray) -> pa.Array:

@@ -18,18 +18,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import shapely
 from numpy.typing import NDArray
 
-from bigearth_cube.cql import evaluate, parse_filter
+from bigearth_cube.cql import evaluate, parse_filter, shapes_required
 from bigearth_cube.errors import CubeIntegrityError, InvalidInputError
 from bigearth_cube.item_index import (
+    Box,
     ItemIndex,
     Mask,
+    Places,
     When,
     one_array,
     parse_bbox,
     parse_datetime,
     parse_geometry,
+    taken,
 )
 from bigearth_cube.nomenclature import check_split
 from bigearth_cube.storage import Storage, StorageOptions, normalized_url
@@ -82,31 +86,98 @@ def search(
         If a condition cannot be understood; the message says where, and the choices.
     """
     index = items if isinstance(items, ItemIndex) else ItemIndex(items)
-    if bbox is not None and intersects is not None:
-        raise InvalidInputError("bbox and intersects given together; choose one of them")
-    found = np.ones(len(index), bool)
-    if split is not None:
-        found &= _true(pc.equal(index.column("bec:split"), check_split(split)))
-    if ids is not None:
-        found &= _true(pc.is_in(index.column("id"), pa.array(_id_list(ids), pa.string())))
-    if datetime is not None:
-        start, end = parse_datetime(datetime)
-        when = index.column("datetime").cast(pa.int64()).to_numpy()
-        found &= (when >= start) & (when <= end)
-    if bbox is not None:
-        found &= functools.reduce(
-            np.logical_or, [index.in_box(box, found) for box in parse_bbox(bbox)]
+    question = Question.of(
+        bbox=bbox, intersects=intersects, datetime=datetime, filter=filter, split=split, ids=ids
+    )
+    return np.sort(index.rows[question.places(index)])
+
+
+@dataclass(frozen=True)
+class Question:
+    """Conditions, understood: what ``search`` takes, checked as far as no table is needed.
+
+    Make it with ``of``.
+    """
+
+    boxes: tuple[Box, ...] = ()
+    shape: shapely.Geometry | None = None
+    interval: tuple[int, int] | None = None
+    expression: Any = None
+    split: str | None = None
+    ids: tuple[str, ...] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        bbox: Sequence[float] | None = None,
+        intersects: Mapping[str, Any] | None = None,
+        datetime: When | None = None,
+        filter: str | Mapping[str, Any] | None = None,
+        split: str | None = None,
+        ids: Iterable[str] | None = None,
+    ) -> Question:
+        """Check conditions; the arguments are those of ``search``.
+
+        Raises
+        ------
+        InvalidInputError
+            If a condition cannot be understood; the message says where, and the choices.
+        """
+        if bbox is not None and intersects is not None:
+            raise InvalidInputError("bbox and intersects given together; choose one of them")
+        return cls(
+            () if bbox is None else tuple(parse_bbox(bbox)),
+            None if intersects is None else parse_geometry(intersects, "intersects"),
+            None if datetime is None else parse_datetime(datetime),
+            None if filter is None else parse_filter(filter),
+            None if split is None else check_split(split),
+            None if ids is None else tuple(_id_list(ids)),
         )
-    if intersects is not None:
-        found &= index.in_relation("intersects", parse_geometry(intersects, "intersects"), found)
-    if filter is not None:
-        found &= evaluate(parse_filter(filter), index)
-    return np.sort(index.rows[found])
 
+    @functools.cached_property
+    def digest(self) -> bytes:
+        """16 bytes that another question has not."""
+        shape = None if self.shape is None else shapely.to_wkb(self.shape, hex=True)
+        stated = [self.boxes, shape, self.interval, self.expression, self.split, self.ids]
+        return hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).digest()[:16]
 
-def _true(mask: pa.Array) -> Mask:
-    known: Mask = pc.fill_null(mask, False).to_numpy(zero_copy_only=False)
-    return known
+    def places(self, index: ItemIndex) -> Places:
+        """Find the places in the table, increasing, of what meets every condition.
+
+        Raises
+        ------
+        InvalidInputError
+            If the filter names what the table has not.
+        """
+        at = self._candidates(index)
+        found: list[Mask] = []
+        if self.interval is not None:
+            when = taken(index.values("datetime")[0], at)
+            found.append((when >= self.interval[0]) & (when <= self.interval[1]))
+        if self.boxes:
+            in_boxes = (index.in_box(box, at) for box in self.boxes)
+            found.append(functools.reduce(np.logical_or, in_boxes))
+        if self.shape is not None:
+            found.append(index.in_relation("intersects", self.shape, at))
+        if self.split is not None:
+            wanted = {"op": "=", "args": [{"property": "bec:split"}, self.split]}
+            found.append(evaluate(wanted, index, at))
+        if self.expression is not None:
+            found.append(evaluate(self.expression, index, at))
+        if not found:
+            return index.everything if at is None else at
+        places = np.flatnonzero(functools.reduce(np.logical_and, found))
+        return places.astype(np.int32) if at is None else at[places]
+
+    def _candidates(self, index: ItemIndex) -> Places | None:
+        """Places that bounds or names leave; None for all."""
+        if self.ids is not None:
+            return index.places_of(self.ids)
+        shapes = [] if self.shape is None else [self.shape]
+        shapes += shapes_required(self.expression)
+        boxes = self.boxes or tuple(tuple(shapely.bounds(shape).tolist()) for shape in shapes[:1])
+        return index.near(boxes, self.interval) if boxes or self.interval is not None else None
 
 
 def _id_list(ids: Iterable[str]) -> list[str]:

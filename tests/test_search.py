@@ -27,7 +27,7 @@ from bigearth_cube.cql import parse_filter
 from bigearth_cube.errors import CubeIntegrityError, InvalidInputError, NotFoundError
 from bigearth_cube.item_index import ItemIndex, parse_bbox, parse_datetime
 from bigearth_cube.nomenclature import COUNTRIES, NAMES_19, SPLITS, patch_origin, tiles
-from bigearth_cube.search import Selection, search
+from bigearth_cube.search import Question, Selection, search
 
 Item = dict[str, Any]
 
@@ -245,6 +245,42 @@ def test_an_instant_is_the_same_in_any_notation() -> None:
 def test_a_malformed_datetime_is_refused(text: str) -> None:
     with pytest.raises(InvalidInputError, match="datetime"):
         parse_datetime(text)
+
+
+SORTED_BY_PLACE = ItemIndex(
+    pa.concat_tables([TABLE] * 12).sort_by([("grid:code", "ascending"), ("datetime", "ascending")])
+)
+
+
+@given(
+    st.integers(0, len(ITEMS) - 1),
+    st.floats(0.001, 0.5),
+    st.sampled_from([None, "2017-06/2017-08", "2018-05/.."]),
+)
+def test_runs_of_rows_that_cannot_answer_are_left_out_and_no_answer_with_them(
+    i: int, size: float, when: str | None
+) -> None:
+    x, y = SHAPES[i].centroid.coords[0]
+    box = (x, y, x + size, y + size)
+    question = Question.of(bbox=box, datetime=when)
+    expected = SORTED_BY_PLACE.in_box(box, None)
+    if when is not None:
+        expected &= np.isin(SORTED_BY_PLACE.rows, search(INDEX, datetime=when))
+    assert question.places(SORTED_BY_PLACE).tolist() == np.flatnonzero(expected).tolist()
+
+
+def test_no_row_is_looked_at_where_the_bounds_of_all_runs_are_elsewhere() -> None:
+    elsewhere = SORTED_BY_PLACE.near([(170, 0, 171, 1)], None)
+    later = SORTED_BY_PLACE.near([], parse_datetime("2019/.."))
+    assert elsewhere is not None
+    assert later is not None
+    assert len(elsewhere) == len(later) == 0
+
+
+def test_many_ids_find_what_few_find() -> None:
+    few = [item["id"] for item in ITEMS[:40]]
+    many = [*few, *(f"no patch {i}" for i in range(2000))]
+    assert found(ids=many) == found(ids=few) == sorted(ROWS[:40].tolist())
 
 
 def test_split_and_ids_narrow_the_answer() -> None:
