@@ -109,6 +109,35 @@ def test_a_resumed_epoch_goes_on_as_if_never_stopped(
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("engine", ["threads", "dask"])
+@pytest.mark.parametrize("shuffle", ["pool", "exact"])
+def test_drawn_rows_of_a_subset_come_with_their_own_pixels_and_labels(
+    cube: Cube, dask_client: distributed.Client, engine: str, shuffle: Any
+) -> None:
+    chosen: Any = dask_client if engine == "dask" else "threads"
+    weights = np.arange(600.0)
+    options: dict[str, Any] = {"subset": 200, "weights": weights, "shuffle": shuffle}
+    ids, labels = cube.items["id"].to_pylist(), cube.labels("label_19")
+    with BatchLoader(cube, batch_size=32, groups=SMALL, seed=2, engine=chosen, **options) as loader:
+        batches = delivered(loader)
+        state = loader.state()
+    rows = np.concatenate([rows for rows, _, _ in batches])
+    assert len(rows) == 200
+    assert len(np.unique(rows)) < 200  # drawn with replacement
+    subset = np.sort(np.random.default_rng([2, 1, 0]).choice(600, 200, replace=False))
+    assert set(rows) <= set(subset)
+    for rows, images, batch_labels in batches:
+        np.testing.assert_array_equal(batch_labels, labels[rows])
+        expected = [pixels_of(index_of(ids[row])).s2["s2/r60m"] for row in rows]
+        np.testing.assert_array_equal(images["s2/r60m"], np.stack(expected))
+    options["weights"] = weights[::-1]
+    with (
+        BatchLoader(cube, batch_size=32, groups=SMALL, seed=2, **options) as loader,
+        pytest.raises(InvalidInputError, match="state was saved with weights"),
+    ):
+        loader.load_state(state)
+
+
 def test_a_state_of_another_order_or_selection_is_refused(cube: Cube) -> None:
     with BatchLoader(cube, batch_size=50, groups=SMALL) as loader:
         state = loader.state()
@@ -216,6 +245,10 @@ def test_rows_of_a_release_that_lacks_a_group_read_as_fill(
         ({"batch_size": 0}, "batch_size is 0"),
         ({"engine": "dask"}, "unknown engine 'dask'; expected 'threads' or a Dask client"),
         ({"threads": 0}, "0 threads"),
+        ({"subset": 601}, r"subset is 601, expected 1\.\.600"),
+        ({"weights": [1.0, 2.0]}, r"shape \(2,\), expected one for each of 600"),
+        ({"weights": "balanced", "labels": None}, "'balanced' together with labels"),
+        ({"weights": "even"}, "weights 'even'"),
         ({"world_size": 3}, "does not divide 8 lanes; choose one of: 1, 2, 4, 8"),
     ],
 )

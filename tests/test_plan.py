@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from bigearth_cube.errors import InvalidInputError
-from bigearth_cube.loader.plan import PADDING, OrderSpec, epoch_order, reading_of
+from bigearth_cube.loader.plan import (
+    PADDING,
+    OrderSpec,
+    balanced_weights,
+    checked_weights,
+    epoch_order,
+    reading_of,
+    subset_of,
+)
 
 selections = st.builds(
     lambda n, keep, seed: np.flatnonzero(np.random.default_rng(seed).random(n) < keep),
@@ -174,6 +182,71 @@ def test_an_exact_shuffle_is_numpys_permutation() -> None:
     rows = np.arange(0, 3_000, 7)
     order = epoch_order(rows, OrderSpec(16, 64, seed=5, shuffle="exact"), 2)
     np.testing.assert_array_equal(order.rows, np.random.default_rng([5, 2]).permutation(rows))
+
+
+@given(rows=selections, spec=specs, seed=st.integers(0, 99), world_size=st.sampled_from([2, 4, 8]))
+def test_drawn_rows_are_numpys_draw_for_every_world_size(
+    rows: NDArray[np.int64], spec: OrderSpec, seed: int, world_size: int
+) -> None:
+    if spec.lanes % world_size or not len(rows):
+        return
+    chances = checked_weights(np.random.default_rng(seed).random(len(rows)), len(rows))
+    whole = epoch_order(rows, spec, 3, chances=chances)
+    drawn = np.random.default_rng([spec.seed, 2, 3]).choice(rows, len(rows), p=chances)
+    delivered = whole.rows[whole.rows != PADDING]
+    if spec.last == "drop":
+        assert not set(delivered) - set(drawn)
+    else:
+        np.testing.assert_array_equal(np.sort(delivered), np.sort(drawn))
+    ranks = [
+        epoch_order(rows, spec, 3, rank=rank, world_size=world_size, chances=chances)
+        for rank in range(world_size)
+    ]
+    for index in range(whole.n_batches):
+        parts = np.concatenate([rank.batch(index) for rank in ranks])
+        np.testing.assert_array_equal(parts, whole.batch(index))
+    reading = reading_of(whole, spec.chunk_rows, window_rows=spec.window_rows)
+    if reading.blocks:
+        brought = np.concatenate([block.rows for block in reading.blocks])
+        real = whole.rows != PADDING
+        np.testing.assert_array_equal(brought[reading.source[real]], whole.rows[real])
+
+
+def test_balanced_weights_draw_rare_classes_as_often_as_common_ones() -> None:
+    labels = np.zeros((10_000, 3), np.uint8)
+    labels[:9_000, 0] = labels[9_000:9_900, 1] = labels[9_900:, 2] = 1
+    chances = checked_weights(balanced_weights(labels), len(labels))
+    order = epoch_order(np.arange(10_000), OrderSpec(100, 64), 0, chances=chances)
+    np.testing.assert_allclose(labels[order.rows].mean(axis=0), 1 / 3, atol=0.02)
+
+
+@given(n_rows=st.integers(1, 500), share=st.floats(0, 1), seed=st.integers(0, 9))
+def test_a_subset_has_its_size_and_each_row_once(n_rows: int, share: float, seed: int) -> None:
+    subset = max(1, int(share * n_rows))
+    kept = subset_of(n_rows, subset, seed)
+    assert len(kept) == len(set(kept)) == subset
+    assert (np.diff(kept) > 0).all()
+    assert 0 <= kept[0] <= kept[-1] < n_rows
+
+
+@pytest.mark.parametrize("subset", [0, -1, 11])
+def test_a_subset_that_cannot_be_is_refused(subset: int) -> None:
+    with pytest.raises(InvalidInputError, match=r"expected 1\.\.10"):
+        subset_of(10, subset, 0)
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ([1, 2], r"shape \(2,\), expected one for each of 3"),
+        ([1, -1, 0], "negative or not finite"),
+        ([1, np.nan, 0], "negative or not finite"),
+        ([0, 0, 0], "every weight is 0"),
+    ],
+)
+def test_weights_that_cannot_be_are_refused(weights: list[float], message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        checked_weights(weights, 3)
 
 
 @pytest.mark.parametrize(("world_size", "rank"), [(3, 0), (0, 0), (16, 0), (2, 2), (2, -1)])

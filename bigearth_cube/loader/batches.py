@@ -7,6 +7,7 @@ holds few of the wanted rows, only those are kept.
 
 from __future__ import annotations
 
+import hashlib
 import queue
 import threading
 import time
@@ -18,7 +19,7 @@ from typing import Any, Literal, Protocol, Self
 
 import distributed
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from bigearth_cube.cube import Cube
 from bigearth_cube.errors import InvalidInputError, StorageError
@@ -31,8 +32,11 @@ from bigearth_cube.loader.plan import (
     Last,
     OrderSpec,
     Shuffle,
+    balanced_weights,
+    checked_weights,
     epoch_order,
     reading_of,
+    subset_of,
 )
 from bigearth_cube.search import Selection
 from bigearth_cube.writer import ZARR
@@ -76,6 +80,12 @@ class BatchLoader:
         Pixel groups to deliver, e.g. ``"s2/r10m"``.
     labels
         ``"label_19"``, ``"label_43"``, or None.
+    subset
+        Deliver only so many rows of the selection, chosen by the seed, the same in every epoch.
+    weights
+        Of each selected row, in their order, to be drawn: an epoch then draws as many rows as are
+        selected (or in the subset), with replacement. ``"balanced"`` draws rare classes more often
+        (``balanced_weights`` of the labels asked for).
     seed, shuffle, pool_chunks, last
         The order; see ``OrderSpec``. Evaluation uses ``shuffle="none"``.
     rank, world_size
@@ -90,8 +100,8 @@ class BatchLoader:
     ------
     InvalidInputError
         If the selection is of another cube or release, or names other patches than its rows
-        hold; if it is empty or has rows without the labels asked for; or if an argument is out
-        of range.
+        hold; if it is empty or has rows without the labels asked for; if weights do not fit it; or
+        if an argument is out of range.
 
     Notes
     -----
@@ -106,6 +116,8 @@ class BatchLoader:
         batch_size: int,
         groups: Sequence[str] = S2,
         labels: str | None = "label_19",
+        subset: int | None = None,
+        weights: ArrayLike | Literal["balanced"] | None = None,
         seed: int = 0,
         shuffle: Shuffle = "pool",
         pool_chunks: int = 32,
@@ -115,7 +127,9 @@ class BatchLoader:
         engine: Literal["threads"] | distributed.Client = "threads",
         threads: int = 8,
     ) -> None:
-        self.rows = _selected_rows(cube, selection)
+        selected = self.rows = _selected_rows(cube, selection)
+        if subset is not None:
+            self.rows = selected[subset_of(len(selected), subset, seed)]
         self.groups = tuple(groups)
         if not self.groups:
             raise InvalidInputError("no groups to deliver; name at least one, e.g. 's2/r10m'")
@@ -132,6 +146,25 @@ class BatchLoader:
         self._reading, self._delivery = Counters(), Counters()
         self._digest = selection.digest if selection is not None else cube.release.digest
         self._labels = None if labels is None else cube.labels(labels, self.rows)
+        self._chances = None
+        if isinstance(weights, str):
+            if weights != "balanced" or self._labels is None:
+                raise InvalidInputError(
+                    f"weights {weights!r} with labels {labels!r}; expected an array, or 'balanced' "
+                    f"together with labels"
+                )
+            self._chances = checked_weights(balanced_weights(self._labels), len(self.rows))
+        elif weights is not None:
+            values = np.asarray(weights, np.float64)
+            if subset is not None and values.shape == selected.shape:
+                values = values[np.searchsorted(selected, self.rows)]
+            self._chances = checked_weights(values, len(self.rows))
+        self._sampling = {
+            "subset": subset,
+            "weights": None
+            if self._chances is None
+            else hashlib.sha256(self._chances.tobytes()).hexdigest()[:16],
+        }
         sources = {
             group: PixelSource(cube.pixel_layout(group), tuple(cube.filled(group)))
             for group in self.groups
@@ -164,7 +197,14 @@ class BatchLoader:
 
     def order(self, epoch: int) -> EpochOrder:
         """Return the rows this loader delivers in an epoch, without reading any."""
-        return epoch_order(self.rows, self.spec, epoch, rank=self.rank, world_size=self.world_size)
+        return epoch_order(
+            self.rows,
+            self.spec,
+            epoch,
+            rank=self.rank,
+            world_size=self.world_size,
+            chances=self._chances,
+        )
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """Yield the batches of an epoch.
@@ -214,7 +254,13 @@ class BatchLoader:
     def state(self) -> dict[str, Any]:
         """Return what ``load_state`` needs to go on with the batch after the last delivered one."""
         epoch, batch = self._position
-        return {"epoch": epoch, "batch": batch, "selection": self._digest, **asdict(self.spec)}
+        return {
+            "epoch": epoch,
+            "batch": batch,
+            "selection": self._digest,
+            **self._sampling,
+            **asdict(self.spec),
+        }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on where another loader stopped, of any engine and world size.

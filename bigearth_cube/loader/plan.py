@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from bigearth_cube.errors import InvalidInputError
 
@@ -22,6 +22,8 @@ Last = Literal["short", "join", "drop", "pad"]
 LANES = 8
 PADDING = -1
 """Row of a padded place in a batch."""
+# Streams of a seed beside [seed, epoch], which shuffles.
+_SUBSET, _DRAW = 1, 2
 BLOCK_ROWS = 512
 """Wanted rows a task: below that Dask's 1.3-2.4 ms a task begin to count."""
 BLOCK_CHUNKS = 64
@@ -124,8 +126,74 @@ class EpochOrder:
         return self.rows[self.offsets[index] : self.offsets[index + 1]]
 
 
+def subset_of(n_rows: int, subset: int, seed: int) -> NDArray[np.int64]:
+    """Choose which rows of a selection stay, the same in every epoch: increasing indices into it.
+
+    Raises
+    ------
+    InvalidInputError
+        If the subset is empty or larger than the selection.
+    """
+    if not 1 <= subset <= n_rows:
+        raise InvalidInputError(f"subset is {subset}, expected 1..{n_rows} rows of the selection")
+    # The seed's own stream: that of [seed, epoch] shuffles.
+    return np.sort(np.random.default_rng([seed, _SUBSET, 0]).choice(n_rows, subset, replace=False))
+
+
+def checked_weights(weights: ArrayLike, n_rows: int) -> NDArray[np.float64]:
+    """Return the chance of each row of a selection to be drawn; they add up to 1.
+
+    Raises
+    ------
+    InvalidInputError
+        If there is not one weight for each row, one is negative or not finite, or all are 0.
+    """
+    values = np.asarray(weights, np.float64)
+    if values.shape != (n_rows,):
+        raise InvalidInputError(
+            f"weights have shape {values.shape}, expected one for each of {n_rows} selected rows"
+        )
+    if not np.isfinite(values).all() or (values < 0).any():
+        raise InvalidInputError("a weight is negative or not finite; expected 0 or more")
+    if not values.any():
+        raise InvalidInputError("every weight is 0; nothing could be drawn")
+    values = values / values.max()  # a sum of large ones would not be finite
+    chances: NDArray[np.float64] = values / values.sum()
+    return chances
+
+
+def balanced_weights(labels: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Weigh rows so that rare classes are drawn as often as a row of many classes allows.
+
+    Parameters
+    ----------
+    labels
+        (n_rows, n_classes), 0 or 1.
+
+    Returns
+    -------
+    ndarray
+        For each row the mean over its classes of one over the rows that have the class; 0 for a
+        row of no class.
+
+    Examples
+    --------
+    >>> balanced_weights(np.array([[1, 0], [1, 0], [0, 1], [1, 1]], np.uint8)).round(2).tolist()
+    [0.33, 0.33, 0.5, 0.42]
+    """
+    rarity = 1 / np.maximum(labels.sum(axis=0, dtype=np.float64), 1)
+    weights: NDArray[np.float64] = labels @ rarity / np.maximum(labels.sum(axis=1), 1)
+    return weights
+
+
 def epoch_order(
-    rows: NDArray[np.int64], spec: OrderSpec, epoch: int, *, rank: int = 0, world_size: int = 1
+    rows: NDArray[np.int64],
+    spec: OrderSpec,
+    epoch: int,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    chances: NDArray[np.float64] | None = None,
 ) -> EpochOrder:
     """Order the rows of a selection for one epoch and one rank.
 
@@ -139,6 +207,9 @@ def epoch_order(
         Number of the epoch, from 0.
     rank, world_size
         Part of every global batch to deliver.
+    chances
+        Of each row to be drawn, from ``checked_weights``. As many rows as are selected are drawn
+        anew each epoch, with replacement, and then shuffled like any others.
 
     Raises
     ------
@@ -153,6 +224,11 @@ def epoch_order(
         )
     if not 0 <= rank < world_size:
         raise InvalidInputError(f"rank is {rank}, expected 0..{world_size - 1}")
+    if chances is not None and len(rows):
+        drawn = np.random.default_rng([spec.seed, _DRAW, epoch]).choice(
+            len(rows), len(rows), p=chances
+        )
+        rows = rows[np.sort(drawn)]
     ordered, bounds = _global_order(rows, spec, epoch)
     per_rank = spec.lanes // world_size
     starts, stops = bounds[:, rank * per_rank], bounds[:, (rank + 1) * per_rank]
