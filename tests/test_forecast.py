@@ -72,6 +72,19 @@ def test_tars_and_late_views_are_foretold_too(archive: Path, tmp_path: Path) -> 
     assert late.objects >= len(new)
 
 
+def test_more_cores_do_not_read_a_tar_faster(archive: Path, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "BigEarthNet-S2.tar", "w") as tar:
+        tar.add(archive / "BigEarthNet-S2", "BigEarthNet-S2")
+
+    def gain(source: Path) -> float:
+        url = str(tmp_path / "cube")
+        one, many = (forecast([str(source)], url, workers=n).seconds for n in (1, 10_000))
+        return one / many
+
+    assert gain(archive / "BigEarthNet-S2") > 500
+    assert gain(tmp_path / "BigEarthNet-S2.tar") < 500
+
+
 def test_what_ingest_refuses_has_no_forecast(archive: Path, tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="after the sources"):
         forecast(str(archive), str(archive / "cube"))

@@ -28,7 +28,7 @@ from bigearth_cube.archive.synthetic import write_archive
 from bigearth_cube.cube import open_cube
 from bigearth_cube.errors import InvalidInputError, NotFoundError, StorageError
 from bigearth_cube.ingest import IngestReport, ingest
-from bigearth_cube.ingest.plan import row_order
+from bigearth_cube.ingest.plan import make_plan, row_order
 from bigearth_cube.loader.batches import BatchLoader
 from bigearth_cube.lock import LOCK, utc_now
 from bigearth_cube.storage import Storage
@@ -653,3 +653,15 @@ def test_v2_without_parquet_has_no_labels_and_says_so(
     assert report.n_unlabeled == 18
     assert report.accounts["s1"].orphans == 19
     assert any("parquet" in orphan.reason for orphan in report.orphans)
+
+
+def test_a_plan_with_another_sentinel_1_patch_is_another_plan(tmp_path: Path) -> None:
+    records = list(MemorySource(3).records())
+    other = [replace(records[0], s1_id=records[1].s1_id), *records[1:]]
+    digests = {
+        make_plan(
+            Storage(str(tmp_path)), "v2", None, some, cube_id=None, profile="default"
+        ).digest()
+        for some in (records, list(MemorySource(3).records()), other)
+    }
+    assert len(digests) == 2

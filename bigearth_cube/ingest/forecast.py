@@ -54,7 +54,8 @@ class Forecast:
     write_bytes
         Of those objects, by the compression of the patches that were tried.
     seconds
-        By the speed at which those patches were read and encoded here, on ``workers`` cores.
+        By the speed at which those patches were read and encoded here, on ``workers`` cores; a
+        tar is read by one.
     workers
         Cores.
     dollars_a_month, dollars_of_requests
@@ -128,7 +129,11 @@ def forecast(
     tried = {kind: _try(source, plans, kind) for kind in KINDS if views[kind]}
     write_bytes = sum(views[kind] * tried[kind].stored_bytes for kind in tried)
     write_bytes += len(survey.new) * _COLUMN_BYTES
-    seconds = sum(views[kind] * tried[kind].seconds for kind in tried) / workers
+    reading_s = sum(views[kind] * tried[kind].reading_s for kind in tried)
+    encoding_s = sum(views[kind] * tried[kind].encoding_s for kind in tried)
+    seconds = (reading_s + encoding_s) / workers
+    if isinstance(source, TarSource):
+        seconds = max(seconds, reading_s)  # a stream has one reader
     read_bytes = sum(views[kind] * tried[kind].file_bytes for kind in tried)
     objects = _n_objects(plans, streamed=isinstance(source, TarSource))
     return Forecast(
@@ -151,7 +156,8 @@ class _Tried:
 
     file_bytes: float
     stored_bytes: float
-    seconds: float
+    reading_s: float
+    encoding_s: float
 
 
 def _has(record: PatchRecord, kind: Kind) -> bool:
@@ -167,7 +173,8 @@ def _try(source: PatchSource, plans: Sequence[Plan], kind: Kind) -> _Tried:
         file_bytes += size
         pixels.append(view)
     if not pixels:
-        return _Tried(0.0, 0.0, 0.0)
+        return _Tried(0.0, 0.0, 0.0, 0.0)
+    read = time.perf_counter()
     stored = 0
     writer = plans[0].writer
     for group in pixels[0]:
@@ -176,7 +183,8 @@ def _try(source: PatchSource, plans: Sequence[Plan], kind: Kind) -> _Tried:
         chunk[: len(pixels)] = [view[group] for view in pixels]
         stored += len(encode_chunk(layout, chunk))
     n = len(pixels)
-    return _Tried(file_bytes / n, stored / n, (time.perf_counter() - began) / n)
+    ended = time.perf_counter()
+    return _Tried(file_bytes / n, stored / n, (read - began) / n, (ended - read) / n)
 
 
 def _views(

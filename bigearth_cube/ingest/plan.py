@@ -81,7 +81,7 @@ class Plan:
     def digest(self) -> str:
         """SHA-256 of layout and patches: two plans that agree in it write the same objects."""
         lines = [json.dumps(self.writer.layout.to_json(), sort_keys=True), *self.filled]
-        lines += [f"{r.id} {','.join(sorted(r.files))}" for r in self.records]
+        lines += [f"{r.id} {r.s1_id} {','.join(sorted(r.files))}" for r in self.records]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
