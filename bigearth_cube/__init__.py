@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     )
     from bigearth_cube.loader.batches import Batch, BatchLoader
     from bigearth_cube.search import Selection
+    from bigearth_cube.torch_batches import TorchBatches
 
 __version__ = "0.1.0"
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "PatchSource",
     "Selection",
     "StorageError",
+    "TorchBatches",
     "nomenclature",
     "open_cube",
     "retrieval",
@@ -56,6 +58,7 @@ _ROOMS = {
     ),
     "loader.batches": ("Batch", "BatchLoader"),
     "search": ("Selection",),
+    "torch_batches": ("TorchBatches",),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 

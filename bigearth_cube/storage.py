@@ -213,7 +213,11 @@ class Storage:
 
     @property
     def _backend(self) -> _Backend:
-        return _open_backend(self.url, json.dumps(self.options, sort_keys=True, default=str))
+        backend, pid = _open_backend(
+            self.url, json.dumps(self.options, sort_keys=True, default=str)
+        )
+        refuse_fork(pid, f"{self.url} was opened")
+        return backend
 
     def child(self, path: str) -> Storage:
         """Return the same storage, one prefix deeper."""
@@ -401,6 +405,28 @@ class Storage:
             raise StorageError(f"{place}: {_advice(error)}") from None
 
 
+def refuse_fork(pid: int, since: str) -> None:
+    """Say what would else hang: a forked process has the clients of its parent, not their threads.
+
+    Parameters
+    ----------
+    pid
+        Process in which clients or threads were made.
+    since
+        What was done there.
+
+    Raises
+    ------
+    InvalidInputError
+        If this is another process.
+    """
+    if os.getpid() != pid:
+        raise InvalidInputError(
+            f"this process was forked after {since}, and would hang; start it by spawn or "
+            f"forkserver, e.g. DataLoader(..., multiprocessing_context='forkserver')"
+        )
+
+
 def normalized_url(url: str | Path) -> str:
     """Turn a path into an absolute one and drop a trailing slash from a URL.
 
@@ -432,10 +458,14 @@ def _is_for_fsspec(url: str) -> bool:
 
 
 @functools.lru_cache(maxsize=64)
-def _open_backend(url: str, options_json: str) -> _Backend:
+def _open_backend(url: str, options_json: str) -> tuple[_Backend, int]:
     # One connection pool per process and target: opening an S3 client costs milliseconds and
-    # its connections are worth keeping. Keyed by value, so it carries no state of its own.
-    options = json.loads(options_json)
+    # its connections are worth keeping. Keyed by value, so it carries no state of its own; with
+    # the process that opened it, whose threads a fork does not have.
+    return _new_backend(url, json.loads(options_json)), os.getpid()
+
+
+def _new_backend(url: str, options: dict[str, Any]) -> _Backend:
     if url.startswith("s3://"):
         return _ObstoreBackend(_s3_store(url, options))
     try:

@@ -33,6 +33,7 @@ SURFACE = {
     "PatchSource",
     "Selection",
     "StorageError",
+    "TorchBatches",
     "nomenclature",
     "open_cube",
     "retrieval",

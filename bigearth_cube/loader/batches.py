@@ -8,6 +8,7 @@ holds few of the wanted rows, only those are kept.
 from __future__ import annotations
 
 import hashlib
+import os
 import queue
 import threading
 import time
@@ -39,6 +40,7 @@ from bigearth_cube.loader.plan import (
     subset_of,
 )
 from bigearth_cube.search import Selection
+from bigearth_cube.storage import refuse_fork
 from bigearth_cube.writer import ZARR
 
 S2 = ("s2/r10m", "s2/r20m", "s2/r60m")
@@ -172,6 +174,7 @@ class BatchLoader:
         reader = BlockReader(cube.storage.child(ZARR), sources)
         self._engine = _engine(reader, engine, threads)
         self._arena = _Arena(sources, cube.layout.chunk_rows)
+        self._pid = os.getpid()
         self._position = (0, 0)
         self._resume_at: tuple[int, int] | None = None
         self._running: _EpochRun | None = None
@@ -206,27 +209,40 @@ class BatchLoader:
             chances=self._chances,
         )
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
+    def epoch(self, epoch: int, *, first: int = 0, step: int = 1) -> Iterator[Batch]:
         """Yield the batches of an epoch.
 
         Every call begins anew; only after ``load_state`` does the epoch it names begin at the
         batch it names, once.
 
+        Parameters
+        ----------
+        epoch
+            Number of the epoch, from 0.
+        first, step
+            Deliver batches ``first``, ``first + step``, … alone, for processes that take turns.
+
         Raises
         ------
         InvalidInputError
-            If another epoch of this loader has begun since: both would write to one arena.
+            If another epoch of this loader has begun since: both would write to one arena; if
+            this process was forked after the loader was made; or if first or step is out of range.
         CubeIntegrityError
             If stored bytes are damaged or missing.
         StorageError
             If storage refuses or cannot be reached.
         """
+        refuse_fork(self._pid, "the loader was made")
+        if first < 0 or step < 1:
+            raise InvalidInputError(f"first {first}, step {step}; expected at least 0 and 1")
         resume_at, self._resume_at = self._resume_at, None
-        start = resume_at[1] if resume_at is not None and resume_at[0] == epoch else 0
-        order = self.order(epoch)
+        start = first + (resume_at[1] if resume_at is not None and resume_at[0] == epoch else 0)
+        order, skipped = self.order(epoch), start
+        if step > 1 or start > order.n_batches:
+            order, skipped = order.every(start, step), 0
         if self._running is not None:
             self._running.stop()
-        run = _EpochRun(self._engine, self._arena, order, self.spec, start, self._reading)
+        run = _EpochRun(self._engine, self._arena, order, self.spec, skipped, self._reading)
         self._running = run
         self._position = (epoch, start)
         try:
@@ -242,7 +258,7 @@ class BatchLoader:
                 if gathered is None:
                     break
                 images, rows = gathered
-                self._position = (epoch, self._position[1] + 1)
+                self._position = (epoch, self._position[1] + step)
                 self._delivery.patches += len(rows)
                 yield Batch(images, self._labels_of(rows), rows)
             self._position = (epoch + 1, 0)

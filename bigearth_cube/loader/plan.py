@@ -125,6 +125,12 @@ class EpochOrder:
         """Return the rows of one batch."""
         return self.rows[self.offsets[index] : self.offsets[index + 1]]
 
+    def every(self, first: int, step: int) -> EpochOrder:
+        """Return the order of batches ``first``, ``first + step``, … alone."""
+        parts = [self.batch(index) for index in range(first, self.n_batches, step)]
+        offsets = np.cumsum([0, *map(len, parts)], dtype=np.int64)
+        return EpochOrder(np.concatenate([np.empty(0, np.int64), *parts]), offsets)
+
 
 def subset_of(n_rows: int, subset: int, seed: int) -> NDArray[np.int64]:
     """Choose which rows of a selection stay, the same in every epoch: increasing indices into it.
