@@ -12,8 +12,9 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -496,7 +497,7 @@ def _s3_store(url: str, options: dict[str, Any]) -> Any:
         config["endpoint"] = f"https://s3.{config['region']}.amazonaws.com"
     provider = None
     if "access_key_id" not in config and not config.get("skip_signature"):
-        provider = _credential_provider(session)
+        provider = _Credentials(options.get("profile"))
     return S3Store(
         bucket,
         prefix=prefix or None,
@@ -530,25 +531,38 @@ def _checked_endpoint(endpoint: str) -> str:
     return endpoint
 
 
-def _credential_provider(session: BotocoreSession) -> Callable[[], S3Credential]:
-    """Credentials from botocore's chain, asked again before they expire."""
-    credentials = session.get_credentials()
-    if credentials is None:
-        raise StorageError(
-            "no AWS credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
-            "or pass storage_options with key and secret, profile, or anon=True"
-        )
+@dataclass(frozen=True)
+class _Credentials:
+    """Credentials from botocore's chain, asked again before they expire.
 
-    def provide() -> S3Credential:
-        frozen = credentials.get_frozen_credentials()
+    Pickles as the profile's name, never with the keys: a store that travels to a worker asks the
+    chain there.
+    """
+
+    profile: str | None
+
+    def __post_init__(self) -> None:
+        if self._found is None:
+            raise StorageError(
+                "no AWS credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+                "or pass storage_options with key and secret, profile, or anon=True"
+            )
+
+    def __reduce__(self) -> tuple[type[_Credentials], tuple[str | None]]:
+        return _Credentials, (self.profile,)
+
+    @functools.cached_property
+    def _found(self) -> Any:
+        return BotocoreSession(profile=self.profile).get_credentials()
+
+    def __call__(self) -> S3Credential:
+        frozen = self._found.get_frozen_credentials()
         return {
             "access_key_id": frozen.access_key,
             "secret_access_key": frozen.secret_key,
             "token": frozen.token,
             "expires_at": datetime.now(UTC) + _CREDENTIALS_LIVE,
         }
-
-    return provide
 
 
 def _first_line(error: BaseException) -> str:

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import zarr.core.buffer
+import zarr.core.sync
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -157,6 +159,23 @@ def test_what_cannot_be_written_is_told_by_its_own_name(tmp_path: Path) -> None:
         assert "#" not in str(caught.value)
     with pytest.raises(StorageError, match="Not a directory"):
         Storage(tmp_path / "file").write_new("a", b"1")  # nobody holds that lock
+
+
+def test_a_store_travels_without_the_keys_that_its_environment_gave(
+    bucket: str, s3_options: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "known-key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted-secret")
+    storage = Storage(f"{bucket}/travels", {"endpoint_url": s3_options["endpoint_url"]})
+    storage.write("zarr.json", b"{}")
+    sent = pickle.dumps(storage.zarr_store())
+    assert b"planted-secret" not in sent
+    assert b"known-key" not in sent
+    arrived = pickle.loads(sent)
+    found = zarr.core.sync.sync(
+        arrived.get("zarr.json", zarr.core.buffer.default_buffer_prototype())
+    )
+    assert found.to_bytes() == b"{}"
 
 
 def test_missing_credentials_are_told_before_any_request(monkeypatch: pytest.MonkeyPatch) -> None:
