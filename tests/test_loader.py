@@ -16,7 +16,8 @@ import pytest
 from bigearth_cube.cube import Cube, open_cube
 from bigearth_cube.errors import CubeIntegrityError, InvalidInputError, StorageError
 from bigearth_cube.ingest import ingest
-from bigearth_cube.loader.batches import BatchLoader, _room_needed
+from bigearth_cube.loader.assemble import room_needed
+from bigearth_cube.loader.batches import BatchLoader
 from bigearth_cube.loader.blocks import BlockReader, Counters, Read
 from bigearth_cube.loader.plan import BLOCK_ROWS, OrderSpec, epoch_order, reading_of
 from tests.sources import MemorySource, index_of, pixels_of
@@ -293,7 +294,7 @@ def test_a_selection_whose_rows_hold_other_patches_is_refused(cube: Cube) -> Non
 
 def rows_held(rows: np.ndarray, spec: OrderSpec) -> int:
     reading = reading_of(epoch_order(rows, spec, 0), 64, window_rows=spec.window_rows)
-    n_slots, n_rows = _room_needed(reading.blocks, 64)
+    n_slots, n_rows = room_needed(reading.blocks, 64)
     return n_slots * 64 + n_rows
 
 
