@@ -1,6 +1,7 @@
 """Evaluation, baselines, the result table and embeddings on a cube that can be learned."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -153,19 +154,20 @@ def test_the_text_table_is_aligned_and_a_row_is_plain_values() -> None:
 
 
 def test_embeddings_of_all_patches_stand_in_the_cube_and_find_the_patch_itself(
-    learnable_url: str, checkpoint: Checkpoint
+    learnable_url: str, checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
-    cube = open_cube(learnable_url)
+    url = str(shutil.copytree(learnable_url, tmp_path / "cube"))  # other tests share the cube
+    cube = open_cube(url)
     vectors = embed(cube, checkpoint, name="test-net")
     assert vectors.shape == (cube.n_rows, 128)
     padding = np.setdiff1d(np.arange(cube.n_rows), cube.rows)
     assert np.isnan(vectors[padding]).all()
     assert (vectors[cube.rows] >= 0).all()
-    stored = open_cube(learnable_url).embeddings("test-net")
+    stored = open_cube(url).embeddings("test-net")
     np.testing.assert_array_equal(stored, vectors)
 
     patch_id = cube.items["id"][0].as_py()
-    found = neighbors(open_cube(learnable_url), patch_id, model="test-net", k=3)
+    found = neighbors(open_cube(url), patch_id, model="test-net", k=3)
     assert len(found) == 3
     assert patch_id not in [neighbor.id for neighbor in found]
 
