@@ -35,6 +35,8 @@ _ZONE: Final = 256
 _MOST_CODED: Final = 4096
 _SAMPLE: Final = 65_536
 _FEW_IDS: Final = 1000
+MERCATOR_ZOOM: Final = 22
+"""Whose tiles are 6 m wide in Austria: each holds the center of one patch at most."""
 
 _HIDDEN: Final = frozenset(
     (
@@ -191,14 +193,22 @@ class ItemIndex:
         if coded is not None:
             unknown = coded[1] == len(coded[0])
             return coded[1], unknown if unknown.any() else None
+        return self._text_order(name)[0], _unknown(self.column(name))
+
+    def _text_order(self, name: str) -> tuple[NDArray[np.int32], Places]:
+        """Rank of each text, and the places in their order; unknown ones last."""
+        return self._once("text order", name, self._make_text_order)  # type: ignore[no-any-return]
+
+    def _make_text_order(self, name: str) -> tuple[NDArray[np.int32], Places]:
         column = self.column(name)
-        order = pc.array_sort_indices(column).to_numpy()
+        order = pc.array_sort_indices(column).to_numpy().astype(np.int32)
         ranks = np.empty(len(column), np.int32)
         in_order = column.take(pa.array(order))
         # Equal values share a rank, or keys after this one would never count.
         differs = pc.fill_null(pc.not_equal(in_order[1:], in_order[:-1]), True)
-        ranks[order] = np.concatenate([[0], np.cumsum(differs.to_numpy(zero_copy_only=False))])
-        return ranks, _unknown(column)
+        steps = np.cumsum(differs.to_numpy(zero_copy_only=False))
+        ranks[order] = np.concatenate([[0] * min(len(column), 1), steps])
+        return ranks, order
 
     @property
     def sortables(self) -> tuple[str, ...]:
@@ -210,13 +220,58 @@ class ItemIndex:
             if not (pa.types.is_list(kind) or pa.types.is_binary(kind))
         )
 
+    def rank_of(self, name: str, value: Any, rank: float) -> float:
+        """Say where a value of another table would stand among the ``ranks`` of a column.
+
+        Between two of them, if no item has it. ``rank`` is what it is where it is a number, which
+        is its own rank everywhere.
+        """
+        if not isinstance(value, str):
+            return rank
+        coded = self.codes(name)
+        if coded is not None:
+            names = coded[0].to_pylist()
+            at = bisect.bisect_left(names, value)
+            return at if at < len(names) and names[at] == value else at - 0.5
+        ranks, order = self._text_order(name)
+        column = self.column(name)
+        at = bisect.bisect_left(
+            order, value, key=lambda place: column[place].as_py(), hi=len(order) - column.null_count
+        )
+        if at == len(order) - column.null_count:
+            return math.inf if not at else float(ranks[order[at - 1]]) + 0.5
+        there = float(ranks[order[at]])
+        return there if column[order[at]].as_py() == value else there - 0.5
+
+    def place_of_row(self, row: int) -> int | None:
+        """Place of the item with this ``bec:row``; None where there is none."""
+        order = self._row_order
+        rows = self.rows if order is None else self.rows[order]
+        at = int(np.searchsorted(rows, row))
+        if at == len(rows) or rows[at] != row:
+            return None
+        return at if order is None else int(order[at])
+
+    @functools.cached_property
+    def _row_order(self) -> NDArray[np.intp] | None:
+        """Places by increasing row; None where the table is so ordered, as cubes write it."""
+        ordered = bool((np.diff(self.rows) > 0).all())
+        return None if ordered else np.argsort(self.rows, kind="stable")
+
+    @functools.cached_property
+    def collection(self) -> str:
+        """Id of the collection its items are of; empty where the table does not say."""
+        if not len(self) or "collection" not in self.table.column_names:
+            return ""
+        return str(self.table["collection"][0].as_py())
+
     def places_of(self, ids: Sequence[str]) -> Places:
         """Places of the patches named, increasing; names that are not there have none."""
         column = self.column("id")
         if len(ids) > _FEW_IDS:
             there = pc.is_in(column, pa.array(ids, pa.string()))
             return np.flatnonzero(there.to_numpy(zero_copy_only=False)).astype(np.int32)
-        order = self._id_order
+        _, order = self._text_order("id")
         found = []
         for name in set(ids):
             at = bisect.bisect_left(order, name, key=lambda place: column[place].as_py())
@@ -225,9 +280,21 @@ class ItemIndex:
         return np.sort(np.array(found, np.int32))
 
     @functools.cached_property
-    def _id_order(self) -> Places:
-        order: Places = pc.array_sort_indices(self.column("id")).to_numpy().astype(np.int32)
-        return order
+    def months(self) -> NDArray[np.int32]:
+        """Month of each item, counted from January 1970."""
+        when = self.values("datetime")[0].view("datetime64[us]")
+        return when.astype("datetime64[M]").astype(np.int32)
+
+    @functools.cached_property
+    def mercator(self) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+        """Column and row of the web map tile at ``MERCATOR_ZOOM`` that holds each center."""
+        west, south, east, north = self.bounds
+        n_tiles = 1 << MERCATOR_ZOOM
+        sine = np.sin(np.radians((south + north) / 2))
+        x = ((west + east) / 720 + 0.5) * n_tiles
+        y = (0.5 - np.log((1 + sine) / (1 - sine)) / (4 * math.pi)) * n_tiles
+        column, row = (axis.clip(0, n_tiles - 1).astype(np.uint32) for axis in (x, y))
+        return column, row
 
     @functools.cached_property
     def _zones(self) -> tuple[NDArray[Any], ...]:
