@@ -447,7 +447,8 @@ def verify(cube: str, as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("cube")
+@click.argument("cube", metavar="CUBE|API_URL")
+@click.option("--collection", metavar="ID", help="Of a STAC API that has several.")
 @click.option("--bbox", help="west,south,east,north in degrees.")
 @click.option("--datetime", "when", help="Instant or interval, e.g. 2018-03/2018-05.")
 @click.option("--filter", "cql2", help='CQL2 text, e.g. "\\"bec:season\\" = \'summer\'".')
@@ -459,6 +460,7 @@ def verify(cube: str, as_json: bool) -> None:
 @json_option
 def search(
     cube: str,
+    collection: str | None,
     bbox: str | None,
     when: str | None,
     cql2: str | None,
@@ -469,12 +471,16 @@ def search(
 ) -> None:
     """Find patches by place, time, labels and every other property.
 
+    A cube and a STAC API that serves it give the same selection.
+
     \b
-    Example:
+    Examples:
       bec search s3://bucket/bigearthnet-v2 --split train --out train.parquet
+      bec search http://127.0.0.1:8000 --collection bigearthnet-v2 --split train
     """
     query = {"bbox": _box(bbox), "datetime": when, "filter": cql2, "split": split}
-    selection = _open(cube, None).search(**{k: v for k, v in query.items() if v is not None})
+    asked = {name: value for name, value in query.items() if value is not None}
+    selection = _selected(cube, collection, asked)
     first = selection.ids[:limit].to_pylist()
     if out is not None:
         selection.save(out)
@@ -614,6 +620,24 @@ def catalog_build(directory: str, base_url: str | None) -> None:
         click.echo(str(path))
 
 
+def _selected(url: str, collection: str | None, query: dict[str, Any]) -> Any:
+    """Ask a cube; or, where a web address is none, the STAC API that it is of."""
+    is_web = url.startswith(("http://", "https://"))
+    if collection is None or not is_web:
+        if collection is not None:
+            raise click.BadParameter(f"{url} is a cube; --collection is of a STAC API")
+        try:
+            return _open(url, None).search(**query)
+        except (NotFoundError, CubeIntegrityError):
+            if not is_web:
+                raise
+    remote = _extra("bigearth_cube.remote")
+    try:
+        return remote.search_api(url, collection=collection, **query)
+    except NotFoundError as error:
+        raise NotFoundError(str(error) + ("" if collection else "; nor is a cube there")) from None
+
+
 def _box(text: str | None) -> list[float] | None:
     """Read the four numbers of a --bbox."""
     if text is None:
@@ -647,7 +671,12 @@ def _extra(module: str) -> Any:
         if error.name is None or error.name.startswith("bigearth_cube"):
             raise
         package = error.name.split(".")[0]
-        extra = {"matplotlib": "train", "faiss": "similar"}.get(package, "ingest")
+        extra = {
+            "matplotlib": "train",
+            "faiss": "similar",
+            "pystac": "client",
+            "pystac_client": "client",
+        }.get(package, "ingest")
         raise click.ClickException(
             f'this command needs {package}: pip install "bigearth-cube[{extra}]"'
         ) from None

@@ -12,7 +12,7 @@ import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -187,6 +187,29 @@ def _id_list(ids: Iterable[str]) -> list[str]:
     return names
 
 
+class Searchable(Protocol):
+    """What a selection is made of and resolved in: a cube opened at one release."""
+
+    @property
+    def id(self) -> str:
+        """Name of the cube."""
+        ...
+
+    @property
+    def release(self) -> Any:
+        """The release it was opened at; ``name`` is its name."""
+        ...
+
+    @property
+    def index(self) -> ItemIndex:
+        """Its items."""
+        ...
+
+    def search(self, **query: Any) -> Selection:
+        """Select patches by a query."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class Selection:
     """Frozen rows of one release of one cube: what a training was given.
@@ -251,6 +274,92 @@ class Selection:
         ids = _ids_of(index, wanted, release)
         asked = {name: value for name, value in (query or {}).items() if value is not None}
         return cls(cube_id, release, wanted, ids, asked)
+
+    @classmethod
+    def from_items(
+        cls, items: Any, cube: Searchable, *, query: Mapping[str, Any] | None = None
+    ) -> Selection:
+        r"""Freeze STAC items that any client found: the rows and digest that ``search`` gives.
+
+        Parameters
+        ----------
+        items
+            A pystac ItemCollection, pystac Items, a GeoJSON FeatureCollection, its features, or
+            an Arrow table of items. An item that is there twice counts once.
+        cube
+            The cube whose items they are, at the release that is meant.
+        query
+            The question that gave them.
+
+        Raises
+        ------
+        InvalidInputError
+            If an item is of another collection, unknown to the cube, or at another row in it.
+
+        Examples
+        --------
+        ::
+
+            client = pystac_client.Client.open("http://127.0.0.1:8000")
+            found = client.search(filter="a_contains(\"bec:labels\", 'Pastures')")
+            selection = Selection.from_items(found.item_collection(), cube)
+        """
+        ids, rows, collections = _stated(items)
+        if others := sorted(collections - {cube.id}):
+            raise InvalidInputError(
+                f"the items are of collection {others[0]!r}, this cube is {cube.id!r}; "
+                f"open that one, or leave the items out"
+            )
+        places = _places_in(cube, ids)
+        there = cube.index.rows[places]
+        at = pc.index_in(cube.index.column("id").take(pa.array(places)), value_set=ids).to_numpy()
+        stated = rows[at]
+        differs = np.flatnonzero((stated != there) & (stated != _NOT_STATED))
+        if len(differs):
+            first = differs[0]
+            raise InvalidInputError(
+                f"item {ids[int(at[first])].as_py()!r} says row {stated[first]}, release "
+                f"{cube.release.name!r} of cube {cube.id!r} has it in row {there[first]}; "
+                f"it is of another cube of that name: search this one"
+            )
+        return cls.of(cube.index, there, cube_id=cube.id, release=cube.release.name, query=query)
+
+    def resolve(
+        self, cube: Searchable, *, by: Literal["patches", "query"] = "patches"
+    ) -> Selection:
+        """Make the selection anew for another release or cube; nothing does so unasked.
+
+        Parameters
+        ----------
+        cube
+            Where it is to hold.
+        by
+            ``"patches"``: the same patches by name, at the rows that they have there.
+            ``"query"``: whatever the same question finds there.
+
+        Raises
+        ------
+        InvalidInputError
+            If a patch is not there, or the question is not known.
+        """
+        if by not in ("patches", "query"):
+            raise InvalidInputError(f"by is {by!r}; choose 'patches' or 'query'")
+        if by == "patches":
+            rows = cube.index.rows[_places_in(cube, self.ids)]
+            return Selection.of(
+                cube.index,
+                rows,
+                cube_id=cube.id,
+                release=cube.release.name,
+                query=self.query,
+            )
+        unknown = set(self.query) - set(_CONDITIONS)
+        if unknown or not self.query:
+            raise InvalidInputError(
+                f"the selection does not say what question gave it (it says {dict(self.query)!r}); "
+                f"resolve it by='patches'"
+            )
+        return cube.search(**self.query)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -377,6 +486,50 @@ class Selection:
                 url, f"its patches give digest {selection.digest}, it states {about['digest']}"
             )
         return selection
+
+
+_CONDITIONS: Final = ("bbox", "intersects", "datetime", "filter", "split", "ids")
+_NOT_STATED: Final = -1
+
+
+def _stated(items: Any) -> tuple[pa.Array, NDArray[np.int64], set[str]]:
+    """Ids of items, the rows they say they are (-1: none), and their collections."""
+    if isinstance(items, pa.Table):
+        names = set(items.column_names)
+        rows = items["bec:row"] if "bec:row" in names else pa.nulls(len(items), pa.int64())
+        of = items["collection"].unique().to_pylist() if "collection" in names else []
+        numbers = pc.fill_null(rows, _NOT_STATED).to_numpy()
+        return one_array(items["id"]), numbers, set(of) - {None}
+    if isinstance(items, Mapping):
+        items = items.get("features")
+    try:
+        facts = [
+            (item["id"], item.get("collection"), item.get("properties") or {})
+            if isinstance(item, Mapping)
+            else (item.id, item.collection_id, item.properties)
+            for item in items
+        ]
+        ids = pa.array([identifier for identifier, _, _ in facts], pa.string())
+        numbers = np.array([p.get("bec:row", _NOT_STATED) for _, _, p in facts], np.int64)
+    except (KeyError, TypeError, AttributeError, ValueError, pa.ArrowException):
+        raise InvalidInputError(
+            "expected STAC items: an ItemCollection, a FeatureCollection, a list or a table of them"
+        ) from None
+    return ids, numbers, {of for _, of, _ in facts if of is not None}
+
+
+def _places_in(cube: Searchable, ids: pa.Array) -> Places:
+    """Places of all the patches named, or a refusal that names one that is not there."""
+    wanted = pc.unique(ids)
+    places = cube.index.places_of(wanted.to_pylist())
+    if len(places) < len(wanted):
+        there = cube.index.column("id").take(pa.array(places))
+        missing = wanted.filter(pc.invert(pc.is_in(wanted, value_set=there)))
+        raise InvalidInputError(
+            f"{len(missing)} of {len(wanted)} patches are not in release {cube.release.name!r} of "
+            f"cube {cube.id!r}, the first is {missing[0].as_py()!r}; search(ids=...) finds the others"
+        )
+    return places
 
 
 def _ids_of(index: ItemIndex, rows: NDArray[np.int64], release: str) -> pa.Array:
