@@ -620,6 +620,32 @@ def catalog_build(directory: str, base_url: str | None) -> None:
         click.echo(str(path))
 
 
+@cli.group()
+def export() -> None:
+    """Hand a cube's items to other systems."""
+
+
+@export.command("pgstac")
+@click.argument("cube")
+@click.argument("dsn")
+@click.option("--release", help="An older release.")
+@click.option("--migrate", is_flag=True, help="Install pgstac there, or bring it up to date.")
+def export_pgstac(cube: str, dsn: str, release: str | None, migrate: bool) -> None:
+    """Load collection and items of a cube into a pgstac database; again to bring them up to date.
+
+    DSN is as PostgreSQL has it. The database needs PostGIS.
+
+    \b
+    Example:
+      bec export pgstac s3://bucket/bigearthnet-v2 postgresql://user@host/stac --migrate
+    """
+    room = _extra("bigearth_cube.pgstac")
+    opened = _open(cube, release)
+    with _progress("exporting", opened.n_patches) as advance:
+        n_items = room.export_pgstac(opened, dsn, migrate=migrate, progress=advance)
+    click.echo(f"{n_items:,} items of {opened.id}, release {opened.release.name}, are in pgstac")
+
+
 def _selected(url: str, collection: str | None, query: dict[str, Any]) -> Any:
     """Ask a cube; or, where a web address is none, the STAC API that it is of."""
     is_web = url.startswith(("http://", "https://"))
@@ -676,6 +702,8 @@ def _extra(module: str) -> Any:
             "faiss": "similar",
             "pystac": "client",
             "pystac_client": "client",
+            "psycopg": "pgstac",
+            "pypgstac": "pgstac",
         }.get(package, "ingest")
         raise click.ClickException(
             f'this command needs {package}: pip install "bigearth-cube[{extra}]"'
