@@ -609,13 +609,13 @@ def catalog() -> None:
 @click.argument("directory", type=_LocalFolder())
 @click.option("--base-url", help="Where it will be published; links are relative without it.")
 def catalog_build(directory: str, base_url: str | None) -> None:
-    """Write the description of the published archives: STAC catalog, collections, Intake.
+    """Write the description of the published archives: STAC catalog, collections, tiles, Intake.
 
     \b
     Example:
       bec catalog build catalog
     """
-    written = _extra("bigearth_cube.stac").build_catalog(directory, base_url=base_url)
+    written = _extra("bigearth_cube.catalog").build_catalog(directory, base_url=base_url)
     for path in written:
         click.echo(str(path))
 

@@ -1,20 +1,16 @@
-"""Records as STAC: items, the collection of a cube, and the published catalog.
+"""Records as STAC: items, the collection of a cube, and its Intake catalog.
 
 Items are virtual: rows of the items table, whose ``bec:row`` is the index along the patch axis
-of every array of the cube. ``items`` makes whole Items of rows; ``collection`` describes a cube;
-``build_catalog`` writes the static catalog of the published archives.
+of every array of the cube. ``items`` makes whole Items of rows; ``collection`` describes a cube.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import shapely
@@ -32,27 +28,23 @@ from bigearth_cube.items_table import (
     with_views,
 )
 from bigearth_cube.nomenclature import (
-    ARCHIVES,
     COUNTRIES,
     GROUPS,
     MAP_GROUP,
     NAMES_19,
     NAMES_43,
     PATCH_M,
-    PATCHES_PER_SIDE,
     S1_GROUP,
     S2_GROUPS,
     SEASONS,
     SPLITS,
     Archive,
     Group,
-    tiles,
 )
 
 __all__ = [
     "BEC_SCHEMA",
     "asset_definitions",
-    "build_catalog",
     "collection",
     "extension_urls",
     "footprints",
@@ -112,7 +104,7 @@ def _item(row: Mapping[str, Any], ring: list[list[float]], base: str) -> dict[st
         for name, value in row.items()
         if value is not None and name not in _NOT_PROPERTIES
     }
-    properties["datetime"] = _timestamp(properties["datetime"])
+    properties["datetime"] = timestamp(properties["datetime"])
     west, _, _, north = properties["proj:bbox"]
     assets = {
         key: {
@@ -146,7 +138,7 @@ def _transform(group: Group, west: float, north: float) -> list[float]:
     return [group.resolution_m, 0, west, 0, -group.resolution_m, north]
 
 
-def _timestamp(when: datetime) -> str:
+def timestamp(when: datetime) -> str:
     return when.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
@@ -187,7 +179,7 @@ _REBEN: Final = (
         "BigEarthNet Dataset for Remote Sensing Image Analysis. IGARSS 2025."
     ),
 )
-_ABOUT: Final[Mapping[Archive, _About]] = {
+ABOUT: Final[Mapping[Archive, _About]] = {
     "v1": _About(
         "BigEarthNet v1.0",
         "Sentinel-2 patches of 1200 m x 1200 m with CORINE Land Cover labels (43 classes, and 19 "
@@ -207,7 +199,7 @@ _ABOUT: Final[Mapping[Archive, _About]] = {
         (_REBEN, _IGARSS_2019, _GRSM_2021),
     ),
 }
-_PROVIDERS: Final = [
+PROVIDERS: Final = [
     {
         "name": "Technische Universität Berlin and BIFOLD",
         "roles": ["producer", "licensor"],
@@ -274,7 +266,7 @@ def collection(
     extremes = (pc.min, pc.min, pc.max, pc.max)
     bbox = [extreme(edge).as_py() for extreme, edge in zip(extremes, edges, strict=True)]
     times = pc.min_max(items["datetime"]).as_py()
-    described = _describe(
+    described = describe(
         identifier,
         archive=archive,
         bbox=bbox,
@@ -317,7 +309,7 @@ def collection(
             }
             for key in tables
         },
-        "intake": _intake_asset("./intake.yaml"),
+        "intake": intake_asset("./intake.yaml"),
     }
     return described
 
@@ -340,7 +332,7 @@ def _in_order_of(values: list[str], order: Sequence[str]) -> list[str]:
     return [v for v in order if v in values] + [v for v in values if v not in order]
 
 
-def _intake_asset(href: str) -> dict[str, Any]:
+def intake_asset(href: str) -> dict[str, Any]:
     return {
         "href": href,
         "title": "Intake catalog",
@@ -349,7 +341,7 @@ def _intake_asset(href: str) -> dict[str, Any]:
     }
 
 
-def _describe(
+def describe(
     identifier: str,
     *,
     archive: Archive,
@@ -361,7 +353,7 @@ def _describe(
     version: str | None,
 ) -> dict[str, Any]:
     """Everything about a collection that does not depend on where it lies."""
-    about = _ABOUT[archive]
+    about = ABOUT[archive]
     labels = {"bec:labels": list(NAMES_19)}
     if archive == "v1":
         labels["bec:labels_43"] = list(NAMES_43)
@@ -378,11 +370,11 @@ def _describe(
         "description": about.description,
         "keywords": ["BigEarthNet", "Sentinel-1", "Sentinel-2", "land cover", "CORINE"],
         "license": LICENSE,
-        "providers": _PROVIDERS,
+        "providers": PROVIDERS,
         **({"version": version} if version is not None else {}),
         "extent": {
             "spatial": {"bbox": [list(bbox)]},
-            "temporal": {"interval": [[_timestamp(when) for when in interval]]},
+            "temporal": {"interval": [[timestamp(when) for when in interval]]},
         },
         "summaries": {
             "constellation": ["sentinel-2"],
@@ -457,113 +449,10 @@ def _variable(group: Group) -> dict[str, Any]:
     }
 
 
-# --- the published catalog ------------------------------------------------------------------
+# --- Intake -----------------------------------------------------------------------------------
 
 
-def build_catalog(directory: str | Path, *, base_url: str | None = None) -> list[Path]:
-    """Write the static catalog of the published archives.
-
-    Everything comes from tables in this package, so the same version always writes the same
-    bytes.
-
-    Parameters
-    ----------
-    directory
-        Local folder; made where it is missing.
-    base_url
-        URL the folder will be served from; adds ``self`` links. Without it the catalog is
-        self-contained: all its links are relative.
-
-    Returns
-    -------
-    list of pathlib.Path
-        The files, in the order written.
-    """
-    names = {archive: f"bigearthnet-{archive}" for archive in ARCHIVES}
-    root = {
-        "type": "Catalog",
-        "stac_version": STAC_VERSION,
-        "id": "bigearthnet",
-        "title": "BigEarthNet",
-        "description": "The BigEarthNet archives as cubes: one item a patch, one row an item.",
-        "links": [
-            {"rel": "root", "href": "./catalog.json", "type": JSON_TYPE},
-            *(
-                {
-                    "rel": "child",
-                    "href": f"./{name}/collection.json",
-                    "type": JSON_TYPE,
-                    "title": _ABOUT[archive].title,
-                }
-                for archive, name in names.items()
-            ),
-        ],
-    }
-    documents: dict[str, Any] = {"catalog.json": root}
-    for archive, name in names.items():
-        documents[f"{name}/collection.json"] = _published(name, archive)
-    if base_url is not None:
-        for path, document in documents.items():
-            href = f"{base_url.rstrip('/')}/{path}"
-            document["links"].insert(0, {"rel": "self", "href": href, "type": JSON_TYPE})
-    texts = {
-        path: json.dumps(document, indent=2, ensure_ascii=False) + "\n"
-        for path, document in documents.items()
-    }
-    texts["bigearthnet.yaml"] = intake_catalog(_FROM_ENVIRONMENT)
-    written = []
-    for path, text in texts.items():
-        target = Path(directory) / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(text, encoding="utf-8")
-        written.append(target)
-    return written
-
-
-def _published(name: str, archive: Archive) -> dict[str, Any]:
-    own = [t for t in tiles() if (t.n_v1 if archive == "v1" else t.n_v2)]
-    described = _describe(
-        name,
-        archive=archive,
-        bbox=_square_bounds((t.epsg, t.ulx, t.uly) for t in own),
-        interval=(min(t.acquired for t in own), max(t.acquired for t in own)),
-        n_patches=sum(t.n_v1 if archive == "v1" else t.n_v2 for t in own),
-        groups=[g for g in GROUPS.values() if archive == "v2" or g != MAP_GROUP],
-        summaries={
-            "platform": sorted({f"sentinel-{t.product[1:3].lower()}" for t in own}),
-            "bec:country": COUNTRIES,
-            "bec:season": SEASONS,
-            "bec:split": SPLITS,
-            "proj:code": sorted({f"EPSG:{t.epsg}" for t in own}),
-            "grid:code": sorted({f"MGRS-{t.mgrs}" for t in own}),
-        },
-        version="1.0" if archive == "v1" else "2.0",
-    )
-    described["links"] += [
-        {"rel": "root", "href": "../catalog.json", "type": JSON_TYPE},
-        {"rel": "parent", "href": "../catalog.json", "type": JSON_TYPE},
-    ]
-    described["assets"] = {"intake": _intake_asset("../bigearthnet.yaml")}
-    return described
-
-
-def _square_bounds(corners: Iterable[tuple[int, int, int]]) -> list[float]:
-    """West, south, east, north of all patches along the rims of squares of 91 x 91."""
-    last = PATCHES_PER_SIDE - 1
-    along = np.arange(PATCHES_PER_SIDE)
-    col = np.concatenate([along, along, 0 * along, 0 * along + last])
-    row = np.concatenate([0 * along, 0 * along + last, along, along])
-    squares = np.array(sorted(set(corners)), np.int64)
-    epsg = np.repeat(squares[:, 0], len(col))
-    ulx = (squares[:, 1, None] + PATCH_M * col).ravel()
-    uly = (squares[:, 2, None] - PATCH_M * row).ravel()
-    _, bounds = footprints(epsg, ulx, uly)
-    west, south = np.floor(bounds[:, :2].min(axis=0) * 1e4) / 1e4
-    east, north = np.ceil(bounds[:, 2:].max(axis=0) * 1e4) / 1e4
-    return [float(west), float(south), float(east), float(north)]
-
-
-_FROM_ENVIRONMENT: Final = "{{ env(BEC_CUBE) }}"
+FROM_ENVIRONMENT: Final = "{{ env(BEC_CUBE) }}"
 _SOURCES: Final = (
     ("cube", "bigearth_cube", "Everything, as an xarray.DataTree", None),
     ("items", "bigearth_items", "One row a patch, as an Arrow table (stac-geoparquet)", None),

@@ -7,6 +7,7 @@ import json
 import os
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import pyproj
 import pystac
 import pytest
 import shapely
+import shapely.geometry
 import stac_geoparquet.arrow
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,7 +27,7 @@ from jsonschema import Draft7Validator
 from referencing import Registry, Resource
 from referencing.exceptions import NoSuchResource
 
-from bigearth_cube import stac
+from bigearth_cube import catalog, stac
 from bigearth_cube.archive.base import PatchRecord
 from bigearth_cube.errors import InvalidInputError
 from bigearth_cube.nomenclature import (
@@ -42,6 +44,7 @@ from bigearth_cube.nomenclature import (
 
 CUBE_URL = "s3://bucket/mine"
 PACKAGE = Path(stac.__file__).parent
+CORE_URL = "https://schemas.stacspec.org/v1.1.0"
 CORE = Path(pystac.__file__).parent / "validation" / "jsonschemas"
 WHEN = datetime(2017, 6, 13, 10, 10, 31, tzinfo=UTC)
 PAIR_AND_MAP = {"VV": "vv.tif", "VH": "vh.tif", "map": "map.tif"}
@@ -275,14 +278,14 @@ def test_the_committed_catalog_is_what_the_package_writes(tmp_path: Path) -> Non
     committed = PACKAGE.parent / "catalog"
     if not committed.is_dir():
         pytest.skip("no checkout beside the package")
-    stac.build_catalog(tmp_path)
+    catalog.build_catalog(tmp_path)
     made = {p.relative_to(tmp_path): p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     kept = {p.relative_to(committed): p.read_bytes() for p in committed.rglob("*") if p.is_file()}
     assert made == kept
 
 
 def test_the_catalog_has_the_published_counts(tmp_path: Path) -> None:
-    stac.build_catalog(tmp_path)
+    catalog.build_catalog(tmp_path)
     counts = {
         name: json.loads((tmp_path / name / "collection.json").read_text())["table:row_count"]
         for name in ("bigearthnet-v1", "bigearthnet-v2")
@@ -292,17 +295,63 @@ def test_the_catalog_has_the_published_counts(tmp_path: Path) -> None:
 
 def test_the_catalog_can_be_walked_with_and_without_a_base_url(tmp_path: Path) -> None:
     for base_url in (None, "https://example.com/catalog"):
-        stac.build_catalog(tmp_path, base_url=base_url)
+        catalog.build_catalog(tmp_path, base_url=base_url)
         document = json.loads((tmp_path / "catalog.json").read_text())
         links = {link["href"] for link in document["links"] if link["rel"] == "self"}
         assert links == ({f"{base_url}/catalog.json"} if base_url else set())
         walked = pystac.Catalog.from_file(str(tmp_path / "catalog.json"))
         if base_url is None:
-            assert [c.id for c in walked.get_children()] == ["bigearthnet-v1", "bigearthnet-v2"]
+            children = [c.id for c in walked.get_children()]
+            assert children == ["bigearthnet-v1", "bigearthnet-v2", "bigearthnet-tiles"]
+
+
+def test_every_tile_can_be_walked_to_and_back(tmp_path: Path) -> None:
+    catalog.build_catalog(tmp_path)
+    root = pystac.Catalog.from_file(str(tmp_path / "catalog.json"))
+    own = root.get_child("bigearthnet-tiles")
+    assert isinstance(own, pystac.Collection)
+    found = {item.id: item for item in own.get_items()}
+    assert set(found) == {tile.product for tile in tiles()}
+    assert len(found) == 125
+    boxes = np.array([item.bbox for item in found.values()])
+    west, south, east, north = own.extent.spatial.bboxes[0]
+    assert (boxes[:, :2] >= [west, south]).all()
+    assert (boxes[:, 2:] <= [east, north]).all()
+    for item in found.values():
+        assert item.get_parent() is own
+        assert item.get_root() is root
+        for link in item.get_links("related"):
+            assert (tmp_path / "bigearthnet-tiles" / link.href).resolve().exists()
+    counted = [item.properties["bec:patches_v2"] for item in found.values()]
+    assert sum(counted) == 549_488
+    assert sum(n > 0 for n in counted) == 115
+
+
+@pytest.mark.parametrize("tile", tiles(), ids=lambda tile: tile.product[11:26] + tile.mgrs)
+def test_the_footprint_of_a_tile_is_the_square_that_its_patches_fill(tile: Any) -> None:
+    item = catalog.tile_item(tile)
+    polygon = shapely.geometry.shape(item["geometry"])
+    assert polygon.is_valid
+    assert polygon.exterior.is_ccw
+    assert item["bbox"] == pytest.approx(polygon.bounds, abs=0)
+    edge = 91 * PATCH_M
+    square = shapely.box(tile.ulx, tile.uly - edge, tile.ulx + edge, tile.uly)
+    to_utm = pyproj.Transformer.from_crs(4326, tile.epsg, always_xy=True)
+    dense = shapely.transform(
+        shapely.segmentize(polygon, 0.01), to_utm.transform, interleaved=False
+    )
+    assert shapely.hausdorff_distance(dense, square) < 10
+    _, bounds = stac.footprints(
+        np.full(2, tile.epsg),
+        np.array([tile.ulx, tile.ulx + edge - PATCH_M]),
+        np.array([tile.uly, tile.uly - edge + PATCH_M]),
+    )
+    assert shapely.box(*polygon.buffer(1e-4).bounds).contains(shapely.box(*bounds[0]))
+    assert shapely.box(*polygon.buffer(1e-4).bounds).contains(shapely.box(*bounds[1]))
 
 
 def test_the_packaged_intake_catalog_is_the_published_one(tmp_path: Path) -> None:
-    stac.build_catalog(tmp_path)
+    catalog.build_catalog(tmp_path)
     packaged = (PACKAGE / "data" / "bigearthnet.yaml").read_bytes()
     assert packaged == (tmp_path / "bigearthnet.yaml").read_bytes()
 
@@ -335,6 +384,17 @@ def validate() -> Callable[[dict[str, Any]], None]:
     extensions = Path(folder)
 
     def retrieve(url: str) -> Resource[Any]:
+        if "/raster/v1.1.0/" in url:  # of which mlm takes the names of data types alone
+            types = {
+                "$ref": f"{CORE_URL}/item-spec/json-schema/data-values.json#/properties/data_type"
+            }
+            path_to_it = {"bands": {"items": {"properties": {"data_type": types}}}}
+            return Resource.from_contents(
+                {
+                    "$schema": "http://json-schema.org/draft-07/schema#",
+                    "definitions": path_to_it,
+                }
+            )
         if url.startswith("https://proj.org/"):
             return Resource.from_contents({"$schema": "http://json-schema.org/draft-07/schema#"})
         path = _schema_file(url.rstrip("#"), extensions)
@@ -344,13 +404,17 @@ def validate() -> Callable[[dict[str, Any]], None]:
 
     registry: Registry[Any] = Registry(retrieve=retrieve)  # type: ignore[call-arg]
 
+    validators: dict[str, Draft7Validator] = {}
+
     def check(document: dict[str, Any]) -> None:
         plain = json.loads(json.dumps(document, allow_nan=False))
         kind = {"Feature": "item", "Collection": "collection", "Catalog": "catalog"}[plain["type"]]
-        core = f"https://schemas.stacspec.org/v1.1.0/{kind}-spec/json-schema/{kind}.json"
+        core = f"{CORE_URL}/{kind}-spec/json-schema/{kind}.json"
         for url in [core, *plain.get("stac_extensions", [])]:
-            schema = registry.get_or_retrieve(url).value.contents
-            validator = Draft7Validator(schema, registry=registry)
+            if url not in validators:
+                schema = registry.get_or_retrieve(url).value.contents
+                validators[url] = Draft7Validator(schema, registry=registry)
+            validator = validators[url]
             problems = [f"{url}: {e.json_path}: {e.message}" for e in validator.iter_errors(plain)]
             assert not problems, problems[0][:1000]
 
@@ -382,14 +446,62 @@ def test_collections_are_valid(validate: Callable[[dict[str, Any]], None]) -> No
     validate(stac.collection("mine", archive="v1", items=table_of(BARE, archive="v1")))
 
 
+_NOT_TILES = ("catalog.json", "collection.json")
+
+
+@pytest.mark.parametrize("every", [25, pytest.param(1, marks=pytest.mark.slow)])
 def test_the_published_catalog_is_valid(
-    validate: Callable[[dict[str, Any]], None], tmp_path: Path
+    validate: Callable[[dict[str, Any]], None], tmp_path: Path, every: int
 ) -> None:
-    stac.build_catalog(tmp_path, base_url="https://example.com/catalog")
+    catalog.build_catalog(tmp_path, base_url="https://example.com/catalog")
     paths = sorted(tmp_path.rglob("*.json"))
-    assert len(paths) == 3
-    for path in paths:
+    assert len(paths) == 1 + 3 + 125
+    for path in paths[::every] + [p for p in paths if p.name in _NOT_TILES]:
         validate(json.loads(path.read_text()))
+
+
+MODEL = catalog.Model(
+    name="tb-cnn-r1",
+    architecture="TB-CNN",
+    n_parameters=16_523_251,
+    groups=("s2/r10m", "s2/r20m", "s2/r60m"),
+    class_names=NAMES_19,
+    threshold=0.35,
+    trained=WHEN,
+    cube="mine",
+    release="r1",
+    selection="0" * 64,
+    hyperparameters={"batch_size": 512, "learning_rate": 1e-3},
+    metrics={"validation_f1": 0.7},
+    framework_version="2.13.0",
+    size=66_000_000,
+    sha256="ab" * 32,
+)
+
+
+def test_a_model_is_a_valid_item_of_what_it_reads_and_says(
+    validate: Callable[[dict[str, Any]], None],
+) -> None:
+    described = stac.collection("mine", archive="v2", items=table_of(FULL), version="r1")
+    item = catalog.model_item(
+        MODEL, described, checkpoint_url="s3://bucket/runs/best.pt", cube_url=CUBE_URL
+    )
+    validate(item)
+    assert pystac.Item.from_dict(item).bbox == described["extent"]["spatial"]["bbox"][0]
+    inputs = item["properties"]["mlm:input"]
+    assert [i["input"]["shape"] for i in inputs] == [
+        [-1, 4, 120, 120],
+        [-1, 6, 60, 60],
+        [-1, 2, 20, 20],
+    ]
+    wanted = [band for i in inputs for band in i["bands"]]
+    assert [band["name"] for band in item["properties"]["bands"]] == wanted
+    (output,) = item["properties"]["mlm:output"]
+    assert [c["description"] for c in output["classification:classes"]] == list(NAMES_19)
+    with pytest.raises(InvalidInputError, match="'a/b' has other characters"):
+        catalog.model_item(
+            replace(MODEL, name="a/b"), described, checkpoint_url="x", cube_url=CUBE_URL
+        )
 
 
 @pytest.mark.parametrize(
@@ -402,6 +514,7 @@ def test_the_published_catalog_is_valid(
         {"bec:labels": ["Pastures", "Pastures"]},
         {"bec:colour": "red"},
         {"bec:row": None},
+        {"bec:patches_v1": 1, "bec:patches_v2": 2},
     ],
     ids=str,
 )

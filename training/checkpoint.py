@@ -161,6 +161,20 @@ def load(url: str, storage_options: StorageOptions | None = None) -> Checkpoint:
     StorageError
         If storage refuses or cannot be reached.
     """
+    name, data = located(url, storage_options)
+    return Checkpoint.from_bytes(data, name)
+
+
+def located(url: str, storage_options: StorageOptions | None = None) -> tuple[str, bytes]:
+    """Find and read the bytes that ``load`` makes a checkpoint of; returns their URL too.
+
+    Raises
+    ------
+    NotFoundError
+        If there is none.
+    StorageError
+        If storage refuses or cannot be reached.
+    """
     folder, keys = normalized_url(url), [BEST, LAST]
     if folder.endswith(".pt"):
         folder, _, key = folder.rpartition("/")
@@ -171,7 +185,7 @@ def load(url: str, storage_options: StorageOptions | None = None) -> Checkpoint:
             data = storage.read(key)
         except NotFoundError:
             continue
-        return Checkpoint.from_bytes(data, f"{folder}/{key}")
+        return f"{folder}/{key}", data
     raise NotFoundError(
         f"no checkpoint at {url}; expected a run's folder with {' or '.join(keys)}, or a .pt file"
     )

@@ -242,6 +242,22 @@ def evaluate(
 @cli.command()
 @click.argument("cube")
 @click.option("--checkpoint", metavar="URL", required=True, help="A run's folder, or a .pt file.")
+@click.option("--name", help="Id of the item.  [default: recipe, cube and release]")
+def publish(cube: str, checkpoint: str, name: str | None) -> None:
+    """Write a STAC Item (mlm) beside a checkpoint: what it is, reads, and was trained on.
+
+    \b
+    Example:
+      python -m training publish s3://bucket/bigearthnet-v2 --checkpoint runs/first
+    """
+    from training.publish import publish as run_publish
+
+    click.echo(run_publish(_open(cube), checkpoint, name=name))
+
+
+@cli.command()
+@click.argument("cube")
+@click.option("--checkpoint", metavar="URL", required=True, help="A run's folder, or a .pt file.")
 @click.option("--name", help="Name of the embeddings.  [default: the recipe's]")
 @_engine
 @_scheduler
