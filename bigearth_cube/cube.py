@@ -53,6 +53,8 @@ class Cube:
         The release it was opened at.
     releases
         All releases up to it, oldest first.
+    root
+        The root document as it was read.
     """
 
     storage: Storage
@@ -60,6 +62,7 @@ class Cube:
     documents: Documents = field(repr=False)
     release: Release
     releases: tuple[Release, ...] = field(repr=False)
+    root: bytes = field(repr=False)
 
     @property
     def id(self) -> str:
@@ -149,8 +152,8 @@ class Cube:
         Every group carries the root's columns (id, labels' presence, place, time, corner) and
         ``row``, the index in the stored arrays, as coordinates along ``patch``.
         """
-        store = self.storage.child(ZARR).zarr_store()
-        opened = xr.open_datatree(store, engine="zarr", consolidated=True, chunks={})
+        store: Any = _Opened(self.storage.child(ZARR).zarr_store(), self.root)
+        opened = xr.open_datatree(store, engine="zarr", consolidated=True, chunks={}, zarr_format=3)
         root = opened.to_dataset(inherit=False)
         # Variables, not arrays: an array would bring the root's `id` and `acquired` along, over
         # those of the Sentinel-1 group.
@@ -523,7 +526,7 @@ def open_cube(
     if release is not None and release not in names:
         raise NotFoundError(f"no release {release!r}; the cube has: {', '.join(names)}")
     if release is None or release == names[-1]:
-        return Cube(storage, attributes, documents, releases[-1], releases)
+        return Cube(storage, attributes, documents, releases[-1], releases, data)
     until = releases[: names.index(release) + 1]
     layout = CubeLayout.from_json(attributes["layout"])
     filled = {group for r in until for group in (*r.arrays, *(path for path, *_ in r.late))}
@@ -531,7 +534,23 @@ def open_cube(
     layout = replace(layout, groups=tuple(g for g in layout.groups if g not in later))
     attributes = {**attributes, "layout": layout.to_json()}
     documents = layouts.resized(layouts.without_groups(documents, later), until[-1].stop)
-    return Cube(storage, attributes, documents, until[-1], until)
+    return Cube(storage, attributes, documents, until[-1], until, data)
+
+
+class _Opened(zarr.storage.WrapperStore[Any]):
+    """A store whose root document was read already: not asked for again, nor of a later release."""
+
+    def __init__(self, store: Any, root: bytes = b"") -> None:
+        super().__init__(store)
+        self._root = root
+
+    def _with_store(self, store: Any) -> _Opened:
+        return type(self)(store, self._root)
+
+    async def get(self, key: str, prototype: Any = None, byte_range: Any = None) -> Any:
+        if key == ROOT and byte_range is None:
+            return prototype.buffer.from_bytes(self._root)
+        return await super().get(key, prototype, byte_range)
 
 
 def _read_table(storage: Storage, key: str) -> pa.Table:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
+from collections.abc import Callable
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import pytest
 import xarray as xr
 from intake.catalog.local import EntrypointEntry
 
-from bigearth_cube.cube import Cube
+from bigearth_cube.cube import Cube, open_cube
 from bigearth_cube.errors import InvalidInputError, NotFoundError
 from bigearth_cube.ingest import ingest
 from bigearth_cube.nomenclature import GROUPS
@@ -128,3 +130,24 @@ def test_a_catalog_moves_with_its_cube(cube_url: str, tmp_path: Path, cube: Cube
     moved = tmp_path / "elsewhere"
     shutil.copytree(cube_url, moved)
     assert intake.open_catalog(str(moved / "intake.yaml"))["items"].read().equals(cube.items)
+
+
+def test_a_cube_on_s3_opens_with_few_requests(
+    cube_url: str, bucket: str, s3_options: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    filesystem = fsspec.filesystem("s3", **s3_options)
+    filesystem.put(cube_url, f"{bucket}/mine", recursive=True)
+
+    def requests_of(work: Callable[[], Any]) -> list[str]:
+        with caplog.at_level(logging.INFO, logger="werkzeug"):
+            caplog.clear()
+            work()
+            return [record.getMessage() for record in caplog.records if record.name == "werkzeug"]
+
+    def through_intake() -> xr.DataTree:
+        catalog = intake.open_catalog(f"{bucket}/mine/intake.yaml", storage_options=s3_options)
+        tree: xr.DataTree = catalog.cube(storage_options=s3_options).to_dask()
+        return tree
+
+    assert len(requests_of(lambda: open_cube(f"{bucket}/mine", s3_options))) == 1
+    assert 3 <= len(requests_of(through_intake)) <= 12
