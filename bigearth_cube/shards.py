@@ -10,15 +10,17 @@ caller's buffer. Pure functions over bytes: no storage, no threads.
 from __future__ import annotations
 
 import math
+import re
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import google_crc32c
 import numcodecs.blosc
 import numcodecs.zstd
 import numpy as np
+import zstandard
 from numpy.typing import NDArray
 
 from bigearth_cube.errors import CubeIntegrityError, InvalidInputError
@@ -131,7 +133,12 @@ def array_layout(path: str, metadata: Mapping[str, Any]) -> ArrayLayout:
         If the array is stored in a way this module does not read; zarr-python may.
     """
     shape = metadata["shape"]
+    _expect(path, metadata["chunk_grid"]["name"] == "regular", "an irregular grid")
     grid = metadata["chunk_grid"]["configuration"]["chunk_shape"]
+    key = metadata["chunk_key_encoding"]
+    separator = key.get("configuration", {}).get("separator", "/")
+    _expect(path, (key["name"], separator) == ("default", "/"), "names of objects")
+    _expect(path, not metadata.get("storage_transformers"), "storage transformers")
     codecs = list(metadata["codecs"])
     sharded = codecs[0]["name"] == "sharding_indexed"
     chunk = grid
@@ -151,18 +158,37 @@ def array_layout(path: str, metadata: Mapping[str, Any]) -> ArrayLayout:
     _expect(path, all(c["name"] in ("blosc", "zstd") for c in middle), f"codecs {names}")
     _expect(path, chunk[1:] == shape[1:] == grid[1:], "chunks across the patch axis only")
     _expect(path, grid[0] % chunk[0] == 0, "shards of whole chunks")
-    fill = metadata["fill_value"]
-    return ArrayLayout(
-        path=path,
-        n_rows=shape[0],
-        patch_shape=tuple(shape[1:]),
-        dtype=metadata["data_type"],
-        chunk_rows=chunk[0],
+    return replace(
+        bare_layout(path, metadata, chunk[0]),
         shard_rows=grid[0],
         sharded=sharded,
         compressor=middle[0] if middle else None,
         checksum=checksum,
-        fill_value=float(fill),
+    )
+
+
+def bare_layout(path: str, metadata: Mapping[str, Any], chunk_rows: int) -> ArrayLayout:
+    """Return what any array of numbers has, however it is stored: shape, dtype and fill value.
+
+    Raises
+    ------
+    InvalidInputError
+        If its elements are not numbers.
+    """
+    dtype, shape = metadata["data_type"], metadata["shape"]
+    is_number = isinstance(dtype, str) and re.fullmatch(r"u?int(8|16|32|64)|float(32|64)", dtype)
+    _expect(path, bool(is_number), f"data type {dtype}")
+    return ArrayLayout(
+        path=path,
+        n_rows=shape[0],
+        patch_shape=tuple(shape[1:]),
+        dtype=dtype,
+        chunk_rows=chunk_rows,
+        shard_rows=chunk_rows,
+        sharded=False,
+        compressor=None,
+        checksum=False,
+        fill_value=float(metadata["fill_value"]),
     )
 
 
@@ -219,22 +245,34 @@ def read_index(layout: ArrayLayout, tail: bytes, key: str) -> NDArray[np.uint64]
     Returns
     -------
     ndarray
-        (chunks_per_shard, 2): offset and size in bytes of each chunk.
+        (chunks_per_shard, 2): offset and size in bytes of each chunk; see ``chunk_place``.
 
     Raises
     ------
     CubeIntegrityError
-        If it is short, its checksum fails, or a chunk is not there: cubes have none missing.
+        If it is short, or its checksum fails.
     """
     if len(tail) != layout.index_bytes:
         raise CubeIntegrityError(
             key, f"shard index has {len(tail)} bytes, expected {layout.index_bytes}"
         )
     body = _checked(tail, key, ())
-    index = np.frombuffer(body, "<u8").reshape(layout.chunks_per_shard, 2).astype(np.uint64)
-    if (index == _MISSING).any():
-        raise CubeIntegrityError(key, "a chunk is missing from the shard; every one is written")
-    return index
+    return np.frombuffer(body, "<u8").reshape(layout.chunks_per_shard, 2).astype(np.uint64)
+
+
+def chunk_place(
+    index: NDArray[np.uint64], at: int, key: str, rows: Sequence[int] = ()
+) -> tuple[int, int]:
+    """Return offset and size of chunk ``at`` of a shard.
+
+    Raises
+    ------
+    CubeIntegrityError
+        If it is not there. Cubes have none missing: what holds nothing is written too.
+    """
+    if (index[at] == _MISSING).any():
+        raise CubeIntegrityError(key, "chunk is missing from the shard; every one is written", rows)
+    return int(index[at, 0]), int(index[at, 1])
 
 
 def decode_chunk(
@@ -263,14 +301,20 @@ def decode_chunk(
     target = out.reshape(-1).view(np.uint8)
     try:
         if layout.compressor is None:
+            _expect_size(len(body), target.nbytes)
             target[:] = np.frombuffer(body, np.uint8)
         elif layout.compressor["name"] == "blosc":
             _check_blosc_size(body, target.nbytes)
             numcodecs.blosc.decompress(body, target)
         else:
-            numcodecs.zstd.decompress(body, target)
+            _decompress_zstd(body, target)
     except (RuntimeError, ValueError) as error:
         raise CubeIntegrityError(key, f"chunk does not decode: {error}", rows) from None
+
+
+def without_checksum(layout: ArrayLayout, data: memoryview) -> memoryview:
+    """Return the stored bytes of a chunk less the checksum, where there is one."""
+    return data[:-_CRC_BYTES] if layout.checksum else data
 
 
 def checksum(data: Any) -> int:
@@ -325,5 +369,27 @@ def _check_blosc_size(body: memoryview, expected: int) -> None:
     if len(body) < 16:
         raise ValueError(f"chunk has {len(body)} bytes, a blosc header alone has 16")
     n_bytes, compressed = struct.unpack_from("<4xI4xI", body)
-    if n_bytes != expected or compressed != len(body):
-        raise ValueError(f"chunk holds {n_bytes} bytes, expected {expected}")
+    if compressed != len(body):
+        raise ValueError(f"chunk has {len(body)} bytes, its header says {compressed}")
+    _expect_size(n_bytes, expected)
+
+
+def _decompress_zstd(body: memoryview, target: NDArray[np.uint8]) -> None:
+    try:
+        size = zstandard.frame_content_size(body)
+    except zstandard.ZstdError as error:
+        raise ValueError(error) from None
+    if size >= 0:
+        # A shorter frame would leave the rest of the target as it was.
+        _expect_size(size, target.nbytes)
+        numcodecs.zstd.decompress(body, target)
+        return
+    # Streaming writers leave the size out of the frame.
+    data = numcodecs.zstd.decompress(body)
+    _expect_size(len(data), target.nbytes)
+    target[:] = np.frombuffer(data, np.uint8)
+
+
+def _expect_size(found: int, expected: int) -> None:
+    if found != expected:
+        raise ValueError(f"chunk holds {found} bytes, expected {expected}")

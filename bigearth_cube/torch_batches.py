@@ -6,7 +6,7 @@ The only module of this package that imports torch, and none of the others impor
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,11 +36,12 @@ class TorchBatches(IterableDataset[dict[str, Any]]):
     Parameters
     ----------
     cube
-        Where the patches are; each worker opens it anew, at the same release.
+        Where the patches are, one or several as for ``BatchLoader``; each worker opens them anew,
+        at the same release.
     selection
         Which patches; every one where it is None.
     options
-        As for ``BatchLoader``, but for ``engine``.
+        As for ``BatchLoader``, but for ``engine`` and ``cache_bytes``.
 
     Raises
     ------
@@ -50,15 +51,29 @@ class TorchBatches(IterableDataset[dict[str, Any]]):
 
     Notes
     -----
-    An item has ``images`` (group to (B, band, y, x) in the stored dtype), ``rows`` (B,) int64 and,
-    where labels were asked for, ``labels`` (B, n_classes) uint8. Its tensors are the caller's.
+    An item has ``images`` (group to (B, band, y, x) in the stored dtype), ``rows`` and
+    ``cubes`` (B,) int64 and, where labels were asked for, ``labels`` (B, n_classes) uint8. Its tensors are the caller's.
     """
 
-    def __init__(self, cube: Cube, selection: Selection | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        cube: Cube | Sequence[Cube],
+        selection: Selection | Sequence[Selection | None] | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__()
         if "engine" in options:
             raise InvalidInputError("TorchBatches reads in threads; use BatchLoader for an engine")
-        self._cube = (cube.url, cube.storage.options, cube.release.name)
+        if options.get("cache_bytes"):
+            raise InvalidInputError(
+                "TorchBatches opens everything anew for an epoch, so a cache would be lost; "
+                "use BatchLoader with cache_bytes"
+            )
+        self._is_one = isinstance(cube, Cube)
+        self._cubes = [
+            (one.url, one.storage.options, one.release.name)
+            for one in ([cube] if isinstance(cube, Cube) else cube)
+        ]
         self._selection, self._options = selection, options
         with BatchLoader(cube, selection, **options) as loader:  # refuse here, not in a worker
             self._n_batches = loader.n_batches
@@ -95,9 +110,12 @@ class TorchBatches(IterableDataset[dict[str, Any]]):
         worker = get_worker_info()
         turn, n_turns = (0, 1) if worker is None else (worker.id, worker.num_workers)
         epoch, first_batch = self._position.tolist()
-        url, storage_options, release = self._cube
-        cube = open_cube(url, storage_options=storage_options, release=release)
-        with BatchLoader(cube, self._selection, **self._options) as loader:
+        cubes = [
+            open_cube(url, storage_options=storage_options, release=release)
+            for url, storage_options, release in self._cubes
+        ]
+        source = cubes[0] if self._is_one else cubes
+        with BatchLoader(source, self._selection, **self._options) as loader:
             for batch in loader.epoch(epoch, first=first_batch + turn, step=n_turns):
                 parts = {
                     field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)

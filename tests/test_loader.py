@@ -245,7 +245,7 @@ def test_rows_of_a_release_that_lacks_a_group_read_as_fill(
         ({"labels": "label_43"}, "no labels 'label_43'"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"engine": "dask"}, "unknown engine 'dask'; expected 'threads' or a Dask client"),
-        ({"threads": 0}, "0 threads"),
+        ({"threads": 0}, "threads is 0, expected at least 1"),
         ({"subset": 601}, r"subset is 601, expected 1\.\.600"),
         ({"weights": [1.0, 2.0]}, r"shape \(2,\), expected one for each of 600"),
         ({"weights": "balanced", "labels": None}, "'balanced' together with labels"),

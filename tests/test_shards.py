@@ -19,6 +19,7 @@ from bigearth_cube.layout import CubeLayout, hierarchy, root_attributes, root_do
 from bigearth_cube.shards import (
     ArrayLayout,
     array_layout,
+    chunk_place,
     decode_chunk,
     encode_shard,
     read_index,
@@ -108,8 +109,10 @@ def test_a_missing_chunk_in_a_shard_is_an_error_and_not_fill(pixels: np.ndarray)
     array = zarr.open_array(store, mode="r+")
     array[:64] = pixels[:64]  # zarr-python leaves the other chunks out
     data = store._store_dict["c/0/0/0/0"].to_bytes()
-    with pytest.raises(CubeIntegrityError, match="missing"):
-        read_index(layout, data[-layout.index_bytes :], "key")
+    index = read_index(layout, data[-layout.index_bytes :], "key")
+    assert chunk_place(index, 0, "key")[0] == 0
+    with pytest.raises(CubeIntegrityError, match="key, rows 64 to 127: chunk is missing"):
+        chunk_place(index, 1, "key", (64, 127))
 
 
 @pytest.mark.parametrize(

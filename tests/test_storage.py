@@ -31,11 +31,10 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     return Storage(tmp_path / "not" / "yet" / "there")
 
 
-def test_what_is_written_is_read_whole_in_ranges_and_from_the_end(storage: Storage) -> None:
+def test_what_is_written_is_read_whole_in_parts_and_from_the_end(storage: Storage) -> None:
     storage.write("a/b", b"0123456789")
     assert storage.read("a/b") == b"0123456789"
-    ranges = storage.read_ranges("a/b", [0, 7], [3, 9])
-    assert [bytes(part) for part in ranges] == [b"012", b"78"]
+    assert bytes(storage.read_range("a/b", 7, 9)) == b"78"
     assert storage.read_tail("a/b", 4) == b"6789"
     assert storage.size("a/b") == 10
 
@@ -64,7 +63,7 @@ def test_deleting_is_done_when_the_object_is_gone(storage: Storage) -> None:
 
 
 def test_a_missing_object_is_named(storage: Storage) -> None:
-    for ask in (storage.read, storage.size, lambda key: storage.read_ranges(key, [0], [1])):
+    for ask in (storage.read, storage.size, lambda key: storage.read_range(key, 0, 1)):
         with pytest.raises(NotFoundError, match=r"no object at .*/(cube|there)/x"):
             ask("x")
 

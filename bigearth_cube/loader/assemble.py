@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bigearth_cube.loader.blocks import Counters, PixelSource
+from bigearth_cube.loader.blocks import BlockReader, Counters
 from bigearth_cube.loader.engines import Engine, Place
 from bigearth_cube.loader.plan import (
     BLOCK_ROWS,
@@ -38,9 +38,9 @@ class Arena:
     First come slots that take a chunk whole, then single rows.
     """
 
-    def __init__(self, sources: Mapping[str, PixelSource], chunk_rows: int) -> None:
-        self.chunk_rows = chunk_rows
-        self._layouts = {group: source.layout for group, source in sources.items()}
+    def __init__(self, reader: BlockReader) -> None:
+        self.chunk_rows = reader.chunk_rows
+        self._empty = reader.empty
         self.buffers: dict[str, NDArray[Any]] = {}
         self.n_slots = self.n_rows = 0
 
@@ -54,10 +54,7 @@ class Arena:
 
     def empty_batch(self, n_rows: int) -> dict[str, NDArray[Any]]:
         """Return room for so many rows of every group."""
-        return {
-            group: np.empty((n_rows, *layout.patch_shape), layout.dtype)
-            for group, layout in self._layouts.items()
-        }
+        return self._empty(n_rows)
 
     def gather(self, at: NDArray[np.int64], out: Mapping[str, NDArray[Any]]) -> None:
         """Copy the rows at some places to a batch."""

@@ -16,8 +16,9 @@ from numpy.typing import ArrayLike, NDArray
 from bigearth_cube.cube import Cube
 from bigearth_cube.errors import InvalidInputError
 from bigearth_cube.loader.assemble import Arena, EpochRun
-from bigearth_cube.loader.blocks import BlockReader, Counters, PixelSource
+from bigearth_cube.loader.blocks import BlockReader, Counters
 from bigearth_cube.loader.engines import make_engine
+from bigearth_cube.loader.pace import MAX_REQUESTS
 from bigearth_cube.loader.plan import (
     PADDING,
     EpochOrder,
@@ -29,9 +30,9 @@ from bigearth_cube.loader.plan import (
     epoch_order,
     subset_of,
 )
+from bigearth_cube.loader.sources import Groups, Patches
 from bigearth_cube.search import Selection
 from bigearth_cube.storage import refuse_fork
-from bigearth_cube.writer import ZARR
 
 S2 = ("s2/r10m", "s2/r20m", "s2/r60m")
 
@@ -48,11 +49,14 @@ class Batch:
         (B, n_classes) uint8, or None where none were asked for.
     rows
         (B,) int64 rows of the cube; -1 where the batch was padded.
+    cubes
+        (B,) int64 which of the loader's cubes each row is of; -1 where the batch was padded.
     """
 
     images: Mapping[str, NDArray[Any]]
     labels: NDArray[np.uint8] | None
     rows: NDArray[np.int64]
+    cubes: NDArray[np.int64]
 
 
 class BatchLoader:
@@ -61,13 +65,15 @@ class BatchLoader:
     Parameters
     ----------
     cube
-        Where the patches are.
+        Where the patches are. Several cubes make one stream, mixed like the chunks of one; their
+        bands, scale and classes must agree.
     selection
-        Which patches; every one where it is None.
+        Which patches; every one where it is None. For several cubes one each, or None.
     batch_size
         Rows of a global batch, over all ranks.
     groups
-        Pixel groups to deliver, e.g. ``"s2/r10m"``.
+        Pixel groups to deliver, e.g. ``["s2/r10m", "s1/r10m"]``; or with the bands wanted of each,
+        in the order wanted: ``{"s2/r10m": ["B04", "B03", "B02"], "s2/r20m": None}``, None for all.
     labels
         ``"label_19"``, ``"label_43"``, or None.
     subset
@@ -84,27 +90,45 @@ class BatchLoader:
         ``"threads"`` reads in this process; a Dask client reads on its workers, a block a
         task. Order and bytes are the same.
     threads
-        Requests in flight in each process that reads.
+        Chunks decoded at once in each process that reads; as many as it has cores where None.
+    max_requests
+        Requests in flight in each process that reads, at most. How many there are follows from
+        how quickly storage answers.
+    cache_bytes
+        Keep stored chunks in memory, as they came, up to so many bytes: later epochs ask storage
+        for the others only. Not with a Dask client, whose workers each get other chunks every
+        epoch.
+
+    Attributes
+    ----------
+    rows
+        Rows that an epoch is made of, increasing. Those of several cubes are numbered one cube
+        after another; ``locate`` tells them apart.
+    spec
+        What fixes the order.
 
     Raises
     ------
     InvalidInputError
         If the selection is of another cube or release, or names other patches than its rows
-        hold; if it is empty or has rows without the labels asked for; if weights do not fit it; or
-        if an argument is out of range.
+        hold; if it is empty or has rows without the labels asked for; if weights do not fit it; if
+        cubes differ; or if an argument is out of range.
 
     Notes
     -----
     One epoch at a time: beginning another ends the one before. Two loaders read two at once.
+
+    Arrays that are stored in another way than this package writes (other codecs, chunks across
+    pixels) are read by zarr-python, more slowly; a warning is logged.
     """
 
     def __init__(
         self,
-        cube: Cube,
-        selection: Selection | None = None,
+        cube: Cube | Sequence[Cube],
+        selection: Selection | Sequence[Selection | None] | None = None,
         *,
         batch_size: int,
-        groups: Sequence[str] = S2,
+        groups: Groups = S2,
         labels: str | None = "label_19",
         subset: int | None = None,
         weights: ArrayLike | Literal["balanced"] | None = None,
@@ -115,17 +139,38 @@ class BatchLoader:
         rank: int = 0,
         world_size: int = 1,
         engine: Literal["threads"] | distributed.Client = "threads",
-        threads: int = 8,
+        threads: int | None = None,
+        max_requests: int = MAX_REQUESTS,
+        cache_bytes: int = 0,
     ) -> None:
-        selected = self.rows = _selected_rows(cube, selection)
+        for name, value, least in (
+            ("threads", threads, 1),
+            ("max_requests", max_requests, 1),
+            ("cache_bytes", cache_bytes, 0),
+        ):
+            if value is not None and value < least:
+                raise InvalidInputError(f"{name} is {value}, expected at least {least}")
+        if cache_bytes and engine != "threads":
+            raise InvalidInputError(
+                "cache_bytes with a Dask client: its workers get other chunks every epoch; "
+                "leave it out, or use engine='threads'"
+            )
+        cubes = [cube] if isinstance(cube, Cube) else list(cube)
+        selections: Sequence[Selection | None]
+        if selection is None:
+            selections = [None] * len(cubes)
+        else:
+            selections = [selection] if isinstance(selection, Selection) else selection
+        self._patches = Patches(cubes, selections, groups, labels)
+        selected = self.rows = self._patches.rows
+        self._labels = self._patches.labels
         if subset is not None:
-            self.rows = selected[subset_of(len(selected), subset, seed)]
-        self.groups = tuple(groups)
-        if not self.groups:
-            raise InvalidInputError("no groups to deliver; name at least one, e.g. 's2/r10m'")
+            chosen = subset_of(len(selected), subset, seed)
+            self.rows = selected[chosen]
+            self._labels = None if self._labels is None else self._labels[chosen]
         self.spec = OrderSpec(
             batch_size=batch_size,
-            chunk_rows=cube.layout.chunk_rows,
+            chunk_rows=self._patches.chunk_rows,
             seed=seed,
             shuffle=shuffle,
             pool_chunks=pool_chunks,
@@ -134,8 +179,6 @@ class BatchLoader:
         self.rank, self.world_size = rank, world_size
         epoch_order(self.rows[:0], self.spec, 0, rank=rank, world_size=world_size)  # refuse early
         self._reading, self._delivery = Counters(), Counters()
-        self._digest = selection.digest if selection is not None else cube.release.digest
-        self._labels = None if labels is None else cube.labels(labels, self.rows)
         self._chances = None
         if isinstance(weights, str):
             if weights != "balanced" or self._labels is None:
@@ -155,13 +198,14 @@ class BatchLoader:
             if self._chances is None
             else hashlib.sha256(self._chances.tobytes()).hexdigest()[:16],
         }
-        sources = {
-            group: PixelSource(cube.pixel_layout(group), tuple(cube.filled(group)))
-            for group in self.groups
-        }
-        reader = BlockReader(cube.storage.child(ZARR), sources)
-        self._engine = make_engine(reader, engine, threads)
-        self._arena = Arena(sources, cube.layout.chunk_rows)
+        reader = BlockReader(
+            self._patches.sources,
+            decoders=threads,
+            max_requests=max_requests,
+            cache_bytes=cache_bytes,
+        )
+        self._engine = make_engine(reader, engine)
+        self._arena = Arena(reader)
         self._pid = os.getpid()
         self._position = (0, 0)
         self._resume_at: tuple[int, int] | None = None
@@ -185,6 +229,10 @@ class BatchLoader:
         total.add(self._reading)
         total.add(self._delivery)
         return total
+
+    def locate(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return which cube each of ``rows`` (or of an ``order``) is of, and its row there."""
+        return self._patches.locate(rows)
 
     def order(self, epoch: int) -> EpochOrder:
         """Return the rows this loader delivers in an epoch, without reading any."""
@@ -233,6 +281,7 @@ class BatchLoader:
         run = EpochRun(self._engine, self._arena, order, self.spec, skipped, self._reading)
         self._running = run
         self._position = (epoch, start)
+        entered = time.perf_counter()
         try:
             while True:
                 if self._running is not run:
@@ -248,9 +297,13 @@ class BatchLoader:
                 images, rows = gathered
                 self._position = (epoch, self._position[1] + step)
                 self._delivery.patches += len(rows)
-                yield Batch(images, self._labels_of(rows), rows)
+                self._delivery.epoch_s += began - entered
+                entered = began
+                cubes, own_rows = self._patches.locate(rows)
+                yield Batch(images, self._labels_of(rows), own_rows, cubes)
             self._position = (epoch + 1, 0)
         finally:
+            self._delivery.epoch_s += time.perf_counter() - entered
             run.stop()
             if self._running is run:
                 self._running = None
@@ -261,7 +314,7 @@ class BatchLoader:
         return {
             "epoch": epoch,
             "batch": batch,
-            "selection": self._digest,
+            "selection": self._patches.digest,
             **self._sampling,
             **asdict(self.spec),
         }
@@ -297,16 +350,3 @@ class BatchLoader:
         ]
         labels[rows == PADDING] = 0
         return labels
-
-
-def _selected_rows(cube: Cube, selection: Selection | None) -> NDArray[np.int64]:
-    if selection is None:
-        return cube.rows
-    if (selection.cube_id, selection.release) != (cube.id, cube.release.name):
-        raise InvalidInputError(
-            f"the selection is of cube {selection.cube_id!r}, release {selection.release!r}; "
-            f"this is {cube.id!r}, {cube.release.name!r}: open that one, or search again"
-        )
-    if not len(selection.rows):
-        raise InvalidInputError("the selection is empty; widen the query")
-    return selection.rows_in(cube.index)

@@ -1,22 +1,34 @@
 """Fetch and decode chunks: from array metadata to ranged GETs to the caller's buffer.
 
 No xarray, no zarr-python, no task graph on this path: one read is one object, its adjacent
-chunks joined, decoded where they will be gathered from.
+chunks joined, decoded where they will be gathered from. Fetching waits for the network and
+decoding for a core, so each has a bound of its own.
 """
 
 from __future__ import annotations
 
-import threading
+import itertools
+import os
+import queue
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from threading import Lock
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bigearth_cube.errors import CubeIntegrityError, NotFoundError
-from bigearth_cube.shards import ArrayLayout, decode_chunk, read_index
+from bigearth_cube.loader.pace import MAX_REQUESTS, Pace
+from bigearth_cube.shards import (
+    ArrayLayout,
+    chunk_place,
+    decode_chunk,
+    read_index,
+    without_checksum,
+)
 from bigearth_cube.storage import Storage
 
 
@@ -26,29 +38,43 @@ class Counters:
 
     Attributes
     ----------
-    requests, bytes
-        GETs sent, and bytes of chunks and indices received.
+    requests, retries
+        GETs sent, and how many of them again, after a refusal or a broken connection.
+    bytes
+        Of chunks and indices received.
+    in_flight
+        Requests under way at once in one process, at most.
+    cache_hits
+        Chunks that were in memory, so that none was sent.
     decode_s
         Seconds spent on checking and decoding, over all threads.
-    wait_s
-        Seconds the caller waited for batches.
+    wait_s, epoch_s
+        Seconds the caller waited for batches, and those it spent in epochs, its own work too.
     patches
         Patches delivered.
     """
 
     requests: int = 0
+    retries: int = 0
     bytes: int = 0
+    in_flight: int = 0
+    cache_hits: int = 0
     decode_s: float = 0.0
     wait_s: float = 0.0
+    epoch_s: float = 0.0
     patches: int = 0
+
+    @property
+    def patches_per_s(self) -> float:
+        """Patches delivered a second of the epochs; 0 before the first."""
+        return self.patches / self.epoch_s if self.epoch_s else 0.0
 
     def add(self, other: Counters) -> None:
         """Add what another reader has cost."""
-        self.requests += other.requests
-        self.bytes += other.bytes
-        self.decode_s += other.decode_s
-        self.wait_s += other.wait_s
-        self.patches += other.patches
+        most = max(self.in_flight, other.in_flight)
+        for field in fields(self):
+            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+        self.in_flight = most
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +83,37 @@ class PixelSource:
 
     Attributes
     ----------
+    storage
+        The Zarr hierarchy that it lies in.
     layout
         How it is stored.
     filled
         Half-open runs of rows that were written; others read as fill.
+    bands
+        Which bands to deliver, in order; None for all.
+    first_chunk
+        Number of its first chunk among those of all arrays that are read as one.
+    by_zarr
+        Whether it is stored in a way that only zarr-python reads.
     """
 
+    storage: Storage
     layout: ArrayLayout
     filled: tuple[tuple[int, int], ...]
+    bands: tuple[int, ...] | None = None
+    first_chunk: int = 0
+    by_zarr: bool = False
+
+    @property
+    def patch_shape(self) -> tuple[int, ...]:
+        """Shape of one patch as delivered."""
+        shape = self.layout.patch_shape
+        return shape if self.bands is None else (len(self.bands), *shape[1:])
+
+    def rows_of(self, chunk: int) -> tuple[int, int]:
+        """First and last row of a chunk."""
+        first = (chunk - self.first_chunk) * self.layout.chunk_rows
+        return first, first + self.layout.chunk_rows - 1
 
     def is_filled(self, row: int) -> bool:
         """Whether the shard of a row was written."""
@@ -73,19 +122,22 @@ class PixelSource:
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """Chunks of one object, to be fetched by one task.
+    """Adjacent chunks of one object, to be fetched by one request.
 
     Attributes
     ----------
     group
-        Which pixel array.
+        Which pixel group.
+    part
+        Which of its arrays.
     shard
-        Which object.
+        Which object of that.
     chunks
-        Chunk numbers in the array, increasing.
+        Chunk numbers, one after another.
     """
 
     group: str
+    part: int
     shard: int
     chunks: tuple[int, ...]
 
@@ -97,48 +149,115 @@ class Target:
     Attributes
     ----------
     out
-        (n, \*patch_shape). Without ``at`` it takes the whole chunk and is C-contiguous.
+        (n, \*patch_shape) as delivered. Without ``at`` it takes the whole chunk and is
+        C-contiguous.
+    rows
+        The wanted rows, counted from the first of the chunk, increasing.
     at
         Places in ``out`` of the wanted rows; None takes the chunk whole.
-    rows
-        The wanted rows, counted from the first of the chunk.
     """
 
     out: NDArray[Any]
+    rows: NDArray[np.int64]
     at: NDArray[np.int64] | None = None
-    rows: NDArray[np.int64] | None = None
+
+
+class ChunkCache:
+    """Stored bytes of checked chunks, kept for later epochs until the room is used up.
+
+    What is in it stays: an epoch asks for every chunk once, in another order each time, so
+    whatever would be given up for a newer chunk is wanted as soon as that.
+
+    Parameters
+    ----------
+    max_bytes
+        Room for chunks.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes, self.n_bytes = max_bytes, 0
+        self._chunks: dict[tuple[str, int], memoryview] = {}
+        self._lock = Lock()
+
+    def get(self, group: str, chunk: int) -> memoryview | None:
+        """Return the bytes of a chunk, without its checksum, or None."""
+        return self._chunks.get((group, chunk))
+
+    def offer(self, group: str, chunk: int, body: memoryview) -> None:
+        """Keep a chunk if there is room."""
+        with self._lock:
+            if (group, chunk) in self._chunks or self.n_bytes + len(body) > self.max_bytes:
+                return
+            self.n_bytes += len(body)
+            # A copy: the view may be a small part of a large answer.
+            self._chunks[group, chunk] = memoryview(bytes(body))
 
 
 class BlockReader:
-    """Read chunks of several pixel arrays of one cube; safe to share between threads.
+    """Read chunks of several pixel groups; safe to share between threads.
 
     Each shard index is read once and kept (16 bytes a chunk).
 
     Parameters
     ----------
-    storage
-        The Zarr hierarchy.
     sources
-        Group to its pixel array.
+        Group to its arrays, which are read as one: as many and in the same order for every group.
+    decoders
+        Chunks decoded at once; the cores of this process where it is None.
+    max_requests
+        Requests in flight, at most.
+    cache_bytes
+        Room to keep stored chunks in memory. It does not travel to other processes.
     """
 
-    def __init__(self, storage: Storage, sources: Mapping[str, PixelSource]) -> None:
-        self.storage = storage
-        self.sources = dict(sources)
-        self._indices: dict[str, NDArray[np.uint64]] = {}
-        self._lock = threading.Lock()
-        self._scratch = threading.local()
+    def __init__(
+        self,
+        sources: Mapping[str, Sequence[PixelSource]],
+        *,
+        decoders: int | None = None,
+        max_requests: int = MAX_REQUESTS,
+        cache_bytes: int = 0,
+    ) -> None:
+        self.sources = {group: tuple(parts) for group, parts in sources.items()}
+        self.max_requests = max_requests
+        self.decoders = decoders
+        self.chunk_rows = next(iter(self.sources.values()))[0].layout.chunk_rows
+        self._first_chunks = [s.first_chunk for s in next(iter(self.sources.values()))]
+        self._pace = Pace(max_requests)
+        # Who holds one may decode. It is also the room for chunks of which not all is kept.
+        self._rooms: queue.LifoQueue[dict[str, NDArray[Any]]] = queue.LifoQueue()
+        for _ in range(decoders or _n_cores()):
+            self._rooms.put({})
+        self._cache = ChunkCache(cache_bytes) if cache_bytes else None
+        self._indices: dict[tuple[str, int, int], NDArray[np.uint64]] = {}
+        self._reading: dict[tuple[str, int, int], Lock] = {}
+        self._lock = Lock()
+        self._arrays: dict[tuple[str, int], Any] = {}
+        self._found: set[str] = set()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return BlockReader, (self.storage, self.sources)
+        return _same_reader, (self.sources, self.decoders, self.max_requests)
+
+    def empty(self, n_rows: int) -> dict[str, NDArray[Any]]:
+        """Return room for so many rows of every group."""
+        return {
+            group: np.empty((n_rows, *parts[0].patch_shape), parts[0].layout.dtype)
+            for group, parts in self.sources.items()
+        }
 
     def reads(self, group: str, chunks: Iterable[int]) -> list[Read]:
-        """Split chunks by the object that holds them."""
-        layout = self.sources[group].layout
-        by_shard: dict[int, list[int]] = {}
+        """Split chunks into runs that lie in one object, one after another."""
+        runs: list[Read] = []
         for chunk in sorted(chunks):
-            by_shard.setdefault(chunk // layout.chunks_per_shard, []).append(chunk)
-        return [Read(group, shard, tuple(part)) for shard, part in by_shard.items()]
+            part = int(np.searchsorted(self._first_chunks, chunk, side="right")) - 1
+            source = self.sources[group][part]
+            shard = (chunk - source.first_chunk) // source.layout.chunks_per_shard
+            last = runs[-1] if runs else None
+            if last and (last.part, last.shard, last.chunks[-1]) == (part, shard, chunk - 1):
+                runs[-1] = replace(last, chunks=(*last.chunks, chunk))
+            else:
+                runs.append(Read(group, part, shard, (chunk,)))
+        return runs
 
     def fetch(self, read: Read, targets: Sequence[Target]) -> Counters:
         """Fetch, check and decode the chunks of one read.
@@ -162,92 +281,230 @@ class BlockReader:
         StorageError
             If storage refuses or cannot be reached.
         """
-        source = self.sources[read.group]
-        layout = source.layout
-        if not source.is_filled(read.chunks[0] * layout.chunk_rows):
-            for target in targets:
-                target.out[... if target.at is None else target.at] = layout.fill_value
-            return Counters()
+        source = self.sources[read.group][read.part]
         counters = Counters()
-        key = layout.key(read.shard)
-        try:
-            data = self._chunk_bytes(layout, key, read, counters)
-        except NotFoundError:
-            rows = (read.chunks[0] * layout.chunk_rows, (read.chunks[-1] + 1) * layout.chunk_rows)
-            raise CubeIntegrityError(
-                key, "object is missing; it was written with the release", (rows[0], rows[1] - 1)
-            ) from None
+        if not source.is_filled(source.rows_of(read.chunks[0])[0]):
+            for target in targets:
+                target.out[... if target.at is None else target.at] = source.layout.fill_value
+            return counters
+        if source.by_zarr:
+            return self._fetch_by_zarr(source, read, targets)
+        kept = {} if self._cache is None else self._kept(read)
+        counters.cache_hits = len(kept)
+        fetched = {}
+        if len(kept) < len(read.chunks):
+            with self._pace.slot():
+                wanted = [chunk for chunk in read.chunks if chunk not in kept]
+                fetched = self._chunk_bytes(source, read, wanted, counters)
+                # The slot is left when a core is free: what came and cannot be decoded yet is
+                # as much work under way as what is still to come.
+                room = self._rooms.get()
+            counters.in_flight = self._pace.peak
+        else:
+            room = self._rooms.get()
         began = time.perf_counter()
-        for chunk, stored, target in zip(read.chunks, data, targets, strict=True):
-            rows = (chunk * layout.chunk_rows, (chunk + 1) * layout.chunk_rows - 1)
-            if target.at is None:
-                decode_chunk(layout, stored, target.out, key, rows)
-            else:
-                scratch = self._scratch_for(read.group)
-                decode_chunk(layout, stored, scratch, key, rows)
-                target.out[target.at] = scratch[target.rows]
+        try:
+            for chunk, target in zip(read.chunks, targets, strict=True):
+                self._decode(read, source, chunk, kept.get(chunk), fetched.get(chunk), target, room)
+        finally:
+            self._rooms.put(room)
         counters.decode_s = time.perf_counter() - began
         return counters
 
-    def _scratch_for(self, group: str) -> NDArray[Any]:
-        """One chunk's room for each thread and group, for chunks of which few rows are kept."""
-        rooms: dict[str, NDArray[Any]] = self._scratch.__dict__
-        if group not in rooms:
-            layout = self.sources[group].layout
-            rooms[group] = np.empty((layout.chunk_rows, *layout.patch_shape), layout.dtype)
-        return rooms[group]
+    def _kept(self, read: Read) -> dict[int, memoryview]:
+        assert self._cache is not None
+        found = {chunk: self._cache.get(read.group, chunk) for chunk in read.chunks}
+        return {chunk: body for chunk, body in found.items() if body is not None}
+
+    def _decode(
+        self,
+        read: Read,
+        source: PixelSource,
+        chunk: int,
+        kept: memoryview | None,
+        fetched: memoryview | None,
+        target: Target,
+        room: dict[str, NDArray[Any]],
+    ) -> None:
+        layout = source.layout
+        if target.at is None and source.bands is None:
+            out = target.out
+        else:
+            if read.group not in room:
+                shape = (layout.chunk_rows, *layout.patch_shape)
+                room[read.group] = np.empty(shape, layout.dtype)
+            out = room[read.group]
+        key, rows = self._named(source, layout.key(read.shard)), source.rows_of(chunk)
+        if kept is not None:
+            decode_chunk(replace(layout, checksum=False), kept, out, key, rows)
+        else:
+            assert fetched is not None
+            decode_chunk(layout, fetched, out, key, rows)
+            if self._cache is not None:
+                self._cache.offer(read.group, chunk, without_checksum(layout, fetched))
+        if out is not target.out:
+            _keep(out, source, target)
 
     def _chunk_bytes(
-        self, layout: ArrayLayout, key: str, read: Read, counters: Counters
-    ) -> list[memoryview]:
-        if len(read.chunks) == layout.chunks_per_shard:
-            # The whole object is wanted: its index comes with it, in the same request.
-            data = self.storage.read(key)
-            counters.requests += 1
-            counters.bytes += len(data)
-            if not layout.sharded:
-                return [memoryview(data)]
-            index = self._index(layout, key, counters, tail=data[-layout.index_bytes :])
-            view = memoryview(data)
-            return [view[int(o) : int(o) + int(n)] for o, n in index]
-        index = self._index(layout, key, counters)
-        at = [chunk % layout.chunks_per_shard for chunk in read.chunks]
-        return self._ranges(key, [(int(index[i, 0]), int(index[i, 1])) for i in at], counters)
+        self, source: PixelSource, read: Read, wanted: Sequence[int], counters: Counters
+    ) -> dict[int, memoryview]:
+        """Return the stored bytes of some chunks of one object."""
+        layout, key = source.layout, source.layout.key(read.shard)
+        try:
+            if len(wanted) == layout.chunks_per_shard:
+                # The whole object is wanted: its index comes with it, in the same request.
+                data = self._get(counters, partial(source.storage.read, key))
+                places = [(0, len(data))]
+                if layout.sharded:
+                    tail = bytes(data[-layout.index_bytes :])
+                    places = self._places(source, read, wanted, counters, tail=tail)
+                return {
+                    chunk: self._cut(source, read, chunk, data, offset, size)
+                    for chunk, (offset, size) in zip(wanted, places, strict=True)
+                }
+            runs: list[tuple[int, int, list[tuple[int, int, int]]]] = []
+            places = self._places(source, read, wanted, counters)
+            for chunk, (offset, size) in zip(wanted, places, strict=True):
+                if runs and runs[-1][1] == offset:
+                    start, _, members = runs.pop()
+                else:
+                    start, members = offset, []
+                runs.append((start, offset + size, [*members, (chunk, offset - start, size)]))
+            found = {}
+            for start, stop, members in runs:
+                data = self._get(counters, partial(source.storage.read_range, key, start, stop))
+                for chunk, offset, size in members:
+                    found[chunk] = self._cut(source, read, chunk, data, offset, size)
+        except NotFoundError:
+            rows = source.rows_of(read.chunks[0])[0], source.rows_of(read.chunks[-1])[1]
+            raise CubeIntegrityError(
+                self._named(source, key), "object is missing; it was written with the release", rows
+            ) from None
+        return found
 
-    def _ranges(
-        self, key: str, wanted: Sequence[tuple[int, int]], counters: Counters
-    ) -> list[memoryview]:
-        """Read (offset, size) ranges, adjacent ones in one GET."""
-        runs: list[list[int]] = []
-        for offset, size in wanted:
-            if runs and runs[-1][1] == offset:
-                runs[-1][1] += size
-            else:
-                runs.append([offset, offset + size])
-        parts = self.storage.read_ranges(key, [a for a, _ in runs], [b for _, b in runs])
-        counters.requests += len(runs)
-        counters.bytes += sum(b - a for a, b in runs)
-        views = []
-        for offset, size in wanted:
-            run = next(i for i, (a, b) in enumerate(runs) if a <= offset < b)
-            start = offset - runs[run][0]
-            view = memoryview(parts[run])[start : start + size]
-            if len(view) != size:
-                raise CubeIntegrityError(key, f"chunk has {len(view)} bytes, expected {size}")
-            views.append(view)
-        return views
+    def _cut(
+        self, source: PixelSource, read: Read, chunk: int, data: memoryview, offset: int, size: int
+    ) -> memoryview:
+        view = data[offset : offset + size]
+        if len(view) != size:
+            raise CubeIntegrityError(
+                self._named(source, source.layout.key(read.shard)),
+                f"object is short: it has {len(view)} bytes of a chunk of {size}",
+                source.rows_of(chunk),
+            )
+        return view
 
-    def _index(
-        self, layout: ArrayLayout, key: str, counters: Counters, *, tail: bytes | None = None
-    ) -> NDArray[np.uint64]:
-        known = self._indices.get(key)
-        if known is not None:
-            return known
-        if tail is None:
-            tail = self.storage.read_tail(key, layout.index_bytes)
-            counters.requests += 1
-            counters.bytes += len(tail)
-        index = read_index(layout, tail, key)
+    def _places(
+        self,
+        source: PixelSource,
+        read: Read,
+        wanted: Sequence[int],
+        counters: Counters,
+        *,
+        tail: bytes | None = None,
+    ) -> list[tuple[int, int]]:
+        """Return offset and size of chunks in their object; ``tail`` if it came along."""
+        layout, key = source.layout, source.layout.key(read.shard)
+        named = self._named(source, key)
         with self._lock:
-            self._indices[key] = index
-        return index
+            # Several reads of one new shard come at once: its index is read by the first.
+            reading = self._reading.setdefault((read.group, read.part, read.shard), Lock())
+        with reading:
+            index = self._indices.get((read.group, read.part, read.shard))
+            if index is None:
+                if tail is None:
+                    request = partial(source.storage.read_tail, key, layout.index_bytes)
+                    tail = bytes(self._get(counters, request))
+                index = read_index(layout, tail, named)
+                self._indices[read.group, read.part, read.shard] = index
+        return [
+            chunk_place(
+                index,
+                (chunk - source.first_chunk) % layout.chunks_per_shard,
+                named,
+                source.rows_of(chunk),
+            )
+            for chunk in wanted
+        ]
+
+    def _get(self, counters: Counters, request: Callable[..., Any]) -> memoryview:
+        """Send one request, count it, and let the pace learn from it."""
+        n_retries = 0
+
+        def held_back() -> None:
+            nonlocal n_retries
+            n_retries += 1
+            self._pace.held_back()
+
+        began = time.perf_counter()
+        data = memoryview(request(on_retry=held_back)).cast("B")
+        if not n_retries:
+            self._pace.answered(time.perf_counter() - began, len(data))
+        counters.requests += 1 + n_retries
+        counters.retries += n_retries
+        counters.bytes += len(data)
+        return data
+
+    def _named(self, source: PixelSource, key: str) -> str:
+        """Name an object; with its cube, where there are several."""
+        return key if len(self._first_chunks) == 1 else f"{source.storage.url}/{key}"
+
+    def _fetch_by_zarr(
+        self, source: PixelSource, read: Read, targets: Sequence[Target]
+    ) -> Counters:
+        counters = Counters()
+        with self._lock:
+            array = self._arrays.get((read.group, read.part))
+            if array is None:
+                array = source.storage.zarr_array(source.layout.path)
+                self._arrays[read.group, read.part] = array
+        for chunk, target in zip(read.chunks, targets, strict=True):
+            # No further: zarr-python leaves out what is nothing but fill, such as padding.
+            begin, end = int(target.rows[0]), int(target.rows[-1])
+            first = source.rows_of(chunk)[0] + begin
+            last = first + end - begin
+            room = self._rooms.get()
+            began = time.perf_counter()
+            try:
+                for key in _objects(source.layout.path, array, first, last):
+                    # zarr-python gives fill values for an object that is not there.
+                    if key not in self._found and not source.storage.exists(key):
+                        reason = "object is missing; it was written with the release"
+                        raise CubeIntegrityError(self._named(source, key), reason, (first, last))
+                    self._found.add(key)
+                _keep(array[first : last + 1], source, target, begin)
+            except (ValueError, RuntimeError) as error:
+                named = self._named(source, source.layout.path)
+                reason = f"chunk does not decode: {error}"
+                raise CubeIntegrityError(named, reason, (first, last)) from None
+            finally:
+                self._rooms.put(room)
+            counters.decode_s += time.perf_counter() - began
+        return counters
+
+
+def _same_reader(
+    sources: Mapping[str, Sequence[PixelSource]], decoders: int | None, max_requests: int
+) -> BlockReader:
+    return BlockReader(sources, decoders=decoders, max_requests=max_requests)
+
+
+def _n_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _keep(pixels: NDArray[Any], source: PixelSource, target: Target, first: int = 0) -> None:
+    """Copy what is wanted of a chunk, or of its part from row ``first`` on: rows and bands."""
+    kept = pixels if target.at is None else pixels[target.rows - first]
+    if source.bands is not None:
+        kept = kept[:, source.bands]
+    target.out[slice(first, first + len(kept)) if target.at is None else target.at] = kept
+
+
+def _objects(path: str, array: Any, first: int, last: int) -> Iterator[str]:
+    """Keys of the objects that hold some rows of a zarr-python array."""
+    size = array.shards or array.chunks
+    grid = [range(first // size[0], last // size[0] + 1)]
+    grid += [range(-(-n // m)) for n, m in zip(array.shape[1:], size[1:], strict=True)]
+    for place in itertools.product(*grid):
+        yield f"{path}/{array.metadata.encode_chunk_key(place)}"

@@ -42,14 +42,14 @@ class Engine(Protocol):
 class ThreadsEngine:
     """Fetch and decode in threads of this process, straight into the arena."""
 
-    def __init__(self, reader: BlockReader, threads: int) -> None:
+    def __init__(self, reader: BlockReader) -> None:
         self._reader = reader
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="bec-read")
+        self._threads = ThreadPoolExecutor(reader.max_requests, thread_name_prefix="bec-read")
 
     def submit(
         self, block: Block, place: Place, buffers: Mapping[str, NDArray[Any]]
     ) -> list[Future[Counters]]:
-        """Begin to fetch and decode, a thread an object."""
+        """Begin to fetch and decode, a thread a request."""
         return _submit_reads(self._threads, self._reader, block, place.whole, place.at, buffers)
 
     def close(self) -> None:
@@ -63,9 +63,8 @@ class DaskEngine:
     A worker that dies costs the blocks it was reading: the scheduler runs them elsewhere.
     """
 
-    def __init__(self, reader: BlockReader, client: distributed.Client, threads: int) -> None:
+    def __init__(self, reader: BlockReader, client: distributed.Client) -> None:
         self._client = client
-        self._n_threads = threads
         # Stays on each worker, with the shard indices it has read.
         try:
             self._reader = client.scatter(reader, broadcast=True, hash=False)
@@ -79,9 +78,7 @@ class DaskEngine:
         self, block: Block, place: Place, buffers: Mapping[str, NDArray[Any]]
     ) -> list[Future[Counters]]:
         """Begin a task, and the copy of what it brings."""
-        task = self._client.submit(
-            read_block, self._reader, block, threads=self._n_threads, pure=False
-        )
+        task = self._client.submit(read_block, self._reader, block, pure=False)
         return [self._threads.submit(self._collect, task, place, buffers)]
 
     def _collect(
@@ -111,17 +108,17 @@ def _submit_reads(
     """Read a block: each wanted row to its place in ``outs``, some chunks with all their rows."""
     index = {int(chunk): i for i, chunk in enumerate(block.chunks)}
     futures = []
-    for group, source in reader.sources.items():
-        out, chunk_rows = outs[group], source.layout.chunk_rows
+    chunk_rows = reader.chunk_rows
+    for group, out in outs.items():
 
-        def target(chunk: int, out: NDArray[Any] = out, chunk_rows: int = chunk_rows) -> Target:
+        def target(chunk: int, out: NDArray[Any] = out) -> Target:
             i = index[chunk]
             part = slice(block.offsets[i], block.offsets[i + 1])
             rows = block.rows[part] - chunk * chunk_rows
             if not whole[i]:
-                return Target(out, at[part], rows)
+                return Target(out, rows, at[part])
             first = int(at[part][0] - rows[0])
-            return Target(out[first : first + chunk_rows])
+            return Target(out[first : first + chunk_rows], rows)
 
         futures += [
             threads.submit(reader.fetch, read, [target(chunk) for chunk in read.chunks])
@@ -130,28 +127,24 @@ def _submit_reads(
     return futures
 
 
-def make_engine(reader: BlockReader, engine: object, threads: int) -> Engine:
+def make_engine(reader: BlockReader, engine: object) -> Engine:
     """Return the engine that an argument names.
 
     Raises
     ------
     InvalidInputError
-        If it names none, or there are no threads.
+        If it names none.
     StorageError
         If a Dask scheduler has no workers.
     """
-    if threads < 1:
-        raise InvalidInputError(f"{threads} threads; expected at least 1")
     if isinstance(engine, distributed.Client):
-        return DaskEngine(reader, engine, threads)
+        return DaskEngine(reader, engine)
     if engine != "threads":
         raise InvalidInputError(f"unknown engine {engine!r}; expected 'threads' or a Dask client")
-    return ThreadsEngine(reader, threads)
+    return ThreadsEngine(reader)
 
 
-def read_block(
-    reader: BlockReader, block: Block, *, threads: int
-) -> tuple[dict[str, NDArray[Any]], Counters]:
+def read_block(reader: BlockReader, block: Block) -> tuple[dict[str, NDArray[Any]], Counters]:
     r"""Read the wanted rows of some chunks, of every group; the task that a Dask worker runs.
 
     Returns
@@ -159,15 +152,11 @@ def read_block(
     tuple
         Group to (n_rows, \*patch_shape) in the order of the block, and what it cost.
     """
-    pixels: dict[str, NDArray[Any]] = {}
-    for group, source in reader.sources.items():
-        layout = source.layout
-        pixels[group] = np.empty((len(block.rows), *layout.patch_shape), layout.dtype)
-    chunk_rows = next(iter(reader.sources.values())).layout.chunk_rows
-    whole = np.diff(block.offsets) == chunk_rows
+    pixels = reader.empty(len(block.rows))
+    whole = np.diff(block.offsets) == reader.chunk_rows
     at = np.arange(len(block.rows))
     counters = Counters()
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(reader.max_requests) as pool:
         for future in _submit_reads(pool, reader, block, whole, at, pixels):
             counters.add(future.result())
     return pixels, counters
