@@ -239,7 +239,9 @@ def join_chunks(layout: ArrayLayout, chunks: Sequence[bytes]) -> bytes:
     return b"".join([*chunks, _with_crc(index.tobytes())])
 
 
-def read_index(layout: ArrayLayout, tail: bytes, key: str) -> NDArray[np.uint64]:
+def read_index(
+    layout: ArrayLayout, tail: bytes, key: str, rows: Sequence[int] = ()
+) -> NDArray[np.uint64]:
     """Read the index of a shard from the last ``layout.index_bytes`` of its object.
 
     Returns
@@ -254,9 +256,9 @@ def read_index(layout: ArrayLayout, tail: bytes, key: str) -> NDArray[np.uint64]
     """
     if len(tail) != layout.index_bytes:
         raise CubeIntegrityError(
-            key, f"shard index has {len(tail)} bytes, expected {layout.index_bytes}"
+            key, f"shard index has {len(tail)} bytes, expected {layout.index_bytes}", rows
         )
-    body = _checked(tail, key, ())
+    body = _checked(tail, key, rows)
     return np.frombuffer(body, "<u8").reshape(layout.chunks_per_shard, 2).astype(np.uint64)
 
 

@@ -352,14 +352,14 @@ def test_an_epoch_ends_when_another_begins(cube: Cube) -> None:
 def test_no_read_outlives_an_epoch_that_failed(cube: Cube, monkeypatch: pytest.MonkeyPatch) -> None:
     fetch, running, most = BlockReader.fetch, [0], [0]
 
-    def slow_or_refused(self: BlockReader, read: Read, outs: Any) -> Counters:
+    def slow_or_refused(self: BlockReader, read: Read, *rest: Any) -> Counters:
         if read.group == "s2/r60m":
             raise StorageError("refused")
         running[0] += 1
         most[0] = max(most[0], running[0])
         time.sleep(0.3)
         running[0] -= 1
-        return fetch(self, read, outs)
+        return fetch(self, read, *rest)
 
     monkeypatch.setattr(BlockReader, "fetch", slow_or_refused)
     with BatchLoader(cube, batch_size=64, groups=("s2/r60m", "s2/r20m")) as loader:

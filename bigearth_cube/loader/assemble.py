@@ -153,7 +153,9 @@ class EpochRun:
                         at[part] = taken
                         singles += taken
                 place = Place(at, whole)
-                self._in_flight.append((block, self._engine.submit(block, place, arena.buffers)))
+                self._in_flight.append(
+                    (block, self._engine.submit(block, place, arena.buffers, self._stopped))
+                )
             while self._in_flight and self._in_flight[0][0].first_batch <= index:
                 self._collect_first()
             rows = self._order.batch(index)
@@ -177,6 +179,7 @@ class EpochRun:
 
     def _wait_for_all(self) -> None:
         # Threads still write into the arena; the next epoch must not find them there.
+        self._stopped.set()
         for _, futures in self._in_flight:
             for future in futures:
                 if not future.cancel():

@@ -12,9 +12,10 @@ import os
 import queue
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from threading import Lock
+from threading import Event, Lock
 from typing import Any
 
 import numpy as np
@@ -259,7 +260,9 @@ class BlockReader:
                 runs.append(Read(group, part, shard, (chunk,)))
         return runs
 
-    def fetch(self, read: Read, targets: Sequence[Target]) -> Counters:
+    def fetch(
+        self, read: Read, targets: Sequence[Target], stopped: Event | None = None
+    ) -> Counters:
         """Fetch, check and decode the chunks of one read.
 
         Parameters
@@ -268,6 +271,8 @@ class BlockReader:
             What to read.
         targets
             For each chunk, where its rows go.
+        stopped
+            Says that nobody waits for it any more. A request that was not sent by then never is.
 
         Returns
         -------
@@ -276,6 +281,8 @@ class BlockReader:
 
         Raises
         ------
+        CancelledError
+            If it was stopped.
         CubeIntegrityError
             If an object that was written is missing or damaged.
         StorageError
@@ -294,6 +301,8 @@ class BlockReader:
         fetched = {}
         if len(kept) < len(read.chunks):
             with self._pace.slot():
+                if stopped is not None and stopped.is_set():
+                    raise CancelledError
                 wanted = [chunk for chunk in read.chunks if chunk not in kept]
                 fetched = self._chunk_bytes(source, read, wanted, counters)
                 # The slot is left when a core is free: what came and cannot be decoded yet is
@@ -415,7 +424,9 @@ class BlockReader:
                 if tail is None:
                     request = partial(source.storage.read_tail, key, layout.index_bytes)
                     tail = bytes(self._get(counters, request))
-                index = read_index(layout, tail, named)
+                first = read.shard * layout.shard_rows
+                rows = first, first + layout.shard_rows - 1
+                index = read_index(layout, tail, named, rows)
                 self._indices[read.group, read.part, read.shard] = index
         return [
             chunk_place(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Event
 from typing import Any, Protocol
 
 import distributed
@@ -31,9 +32,12 @@ class Engine(Protocol):
     """Whoever brings the rows of a block to their places."""
 
     def submit(
-        self, block: Block, place: Place, buffers: Mapping[str, NDArray[Any]]
+        self, block: Block, place: Place, buffers: Mapping[str, NDArray[Any]], stopped: Event
     ) -> list[Future[Counters]]:
-        """Begin to read a block; its rows are in the buffers (a group each) when all are done."""
+        """Begin to read a block; its rows are in the buffers (a group each) when all are done.
+
+        Once ``stopped`` is set, no more is read than what is on its way.
+        """
 
     def close(self) -> None:
         """Wait for what runs, drop what does not, and give threads back."""
@@ -47,10 +51,12 @@ class ThreadsEngine:
         self._threads = ThreadPoolExecutor(reader.max_requests, thread_name_prefix="bec-read")
 
     def submit(
-        self, block: Block, place: Place, buffers: Mapping[str, NDArray[Any]]
+        self, block: Block, place: Place, buffers: Mapping[str, NDArray[Any]], stopped: Event
     ) -> list[Future[Counters]]:
         """Begin to fetch and decode, a thread a request."""
-        return _submit_reads(self._threads, self._reader, block, place.whole, place.at, buffers)
+        return _submit_reads(
+            self._threads, self._reader, block, place.whole, place.at, buffers, stopped
+        )
 
     def close(self) -> None:
         """Stop the threads."""
@@ -75,7 +81,7 @@ class DaskEngine:
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="bec-collect")
 
     def submit(
-        self, block: Block, place: Place, buffers: Mapping[str, NDArray[Any]]
+        self, block: Block, place: Place, buffers: Mapping[str, NDArray[Any]], stopped: Event
     ) -> list[Future[Counters]]:
         """Begin a task, and the copy of what it brings."""
         task = self._client.submit(read_block, self._reader, block, pure=False)
@@ -104,6 +110,7 @@ def _submit_reads(
     whole: NDArray[np.bool_],
     at: NDArray[np.int64],
     outs: Mapping[str, NDArray[Any]],
+    stopped: Event,
 ) -> list[Future[Counters]]:
     """Read a block: each wanted row to its place in ``outs``, some chunks with all their rows."""
     index = {int(chunk): i for i, chunk in enumerate(block.chunks)}
@@ -121,7 +128,7 @@ def _submit_reads(
             return Target(out[first : first + chunk_rows], rows)
 
         futures += [
-            threads.submit(reader.fetch, read, [target(chunk) for chunk in read.chunks])
+            threads.submit(reader.fetch, read, [target(chunk) for chunk in read.chunks], stopped)
             for read in reader.reads(group, index)
         ]
     return futures
@@ -156,7 +163,11 @@ def read_block(reader: BlockReader, block: Block) -> tuple[dict[str, NDArray[Any
     whole = np.diff(block.offsets) == reader.chunk_rows
     at = np.arange(len(block.rows))
     counters = Counters()
+    stopped = Event()
     with ThreadPoolExecutor(reader.max_requests) as pool:
-        for future in _submit_reads(pool, reader, block, whole, at, pixels):
-            counters.add(future.result())
+        try:
+            for future in _submit_reads(pool, reader, block, whole, at, pixels, stopped):
+                counters.add(future.result())
+        finally:
+            stopped.set()
     return pixels, counters

@@ -13,8 +13,8 @@ _FLOOR = 4
 _START = 8
 _CROWDED, _AT_EASE = 2.0, 1.5
 """Times the quickest answer of that size: above, requests queue somewhere; below, there is room."""
-_FORGET = 1.001
-"""The quickest answer is outdone by nobody for ever: it fades by this factor an answer."""
+_FADING = 1.0005
+"""A factor a round on the quickest answers, so that a way that has become longer is learned."""
 
 
 class Pace:
@@ -44,7 +44,7 @@ class Pace:
         self._changed = threading.Condition()
 
     def _begin_round(self) -> None:
-        self._n_answers, self._slowness, self._wanted_more = 0, 0.0, False
+        self._n_answers, self._slowness, self._was_full = 0, 0.0, False
 
     @contextmanager
     def slot(self) -> Iterator[None]:
@@ -52,10 +52,10 @@ class Pace:
         with self._changed:
             self._waiting += 1
             while self.in_flight >= int(self.limit):
-                self._wanted_more = True
                 self._changed.wait()
             self._waiting -= 1
             self.in_flight += 1
+            self._was_full |= self.in_flight >= int(self.limit)
             self.peak = max(self.peak, self.in_flight)
         try:
             yield
@@ -70,18 +70,18 @@ class Pace:
         # bands has seventy times the bytes of one of the 60 m bands.
         size = n_bytes.bit_length()
         with self._changed:
-            quickest = min(seconds, self._quickest.get(size, seconds) * _FORGET)
-            self._quickest[size] = quickest
+            quickest = self._quickest[size] = min(seconds, self._quickest.get(size, seconds))
             self._n_answers += 1
             self._slowness += seconds / quickest
             if self._n_answers < max(_START, self.limit):
                 return
-            slowness, wanted_more = self._slowness / self._n_answers, self._wanted_more
+            slowness, was_full = self._slowness / self._n_answers, self._was_full
             self._begin_round()
+            self._quickest = {size: s * _FADING for size, s in self._quickest.items()}
             if slowness > _CROWDED:
                 self._doubling = False
                 self.limit = max(self._floor, self.limit * 0.8)
-            elif slowness < _AT_EASE and wanted_more:
+            elif slowness < _AT_EASE and was_full:
                 grown = self.limit * 2 if self._doubling else self.limit + 1
                 self.limit = min(self.ceiling, grown)
                 self._changed.notify(self._waiting)
