@@ -20,6 +20,8 @@ from bigearth_cube.loader.assemble import room_needed
 from bigearth_cube.loader.batches import BatchLoader
 from bigearth_cube.loader.blocks import BlockReader, Counters, Read
 from bigearth_cube.loader.plan import BLOCK_ROWS, OrderSpec, epoch_order, reading_of
+from tests.cubes import pixels_of_rows, row_number_cube
+from tests.orders import plain_batches
 from tests.sources import MemorySource, index_of, pixels_of
 
 ALL = ("s2/r10m", "s2/r20m", "s2/r60m", "s1/r10m", "reference/r10m")
@@ -367,3 +369,55 @@ def test_no_read_outlives_an_epoch_that_failed(cube: Cube, monkeypatch: pytest.M
             next(iter(loader.epoch(0)))
         assert most[0] > 0
         assert running[0] == 0
+
+
+@pytest.fixture(scope="module")
+def rows_url(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A cube of 700 patches that hold their row numbers."""
+    url = str(tmp_path_factory.mktemp("rows"))
+    row_number_cube(url, 700)
+    return url
+
+
+@pytest.mark.parametrize("engine", ["threads", "dask"])
+@pytest.mark.parametrize("threads", [1, 4, 16])
+@pytest.mark.parametrize("world_size", [1, 2, 4, 8])
+def test_resumed_at_any_points_ranks_deliver_the_order_told_in_plain_numpy(
+    rows_url: str, dask_client: distributed.Client, world_size: int, threads: int, engine: str
+) -> None:
+    cube, batch_size = open_cube(rows_url), 60
+    rng = np.random.default_rng([world_size, threads, engine == "dask"])
+    seed, epoch = int(rng.integers(100)), int(rng.integers(5))
+    expected = plain_batches(list(range(700)), batch_size, seed, epoch, pool_chunks=8)
+    stops = [*sorted(rng.choice(np.arange(1, len(expected)), 3, replace=False)), len(expected)]
+    per_rank, state, first = 8 // world_size, None, 0
+    for stop in stops:
+        states = []
+        for rank in range(world_size):
+            with BatchLoader(
+                cube,
+                batch_size=batch_size,
+                groups=SMALL,
+                labels=None,
+                seed=seed,
+                pool_chunks=8,
+                rank=rank,
+                world_size=world_size,
+                threads=threads,
+                engine=dask_client if engine == "dask" else "threads",
+            ) as loader:
+                if state is not None:
+                    loader.load_state(state)
+                batches = loader.epoch(epoch)
+                for index in range(first, stop):
+                    batch = next(batches)
+                    lanes = expected[index][rank * per_rank : (rank + 1) * per_rank]
+                    assert batch.rows.tolist() == [row for lane in lanes for row in lane]
+                    np.testing.assert_array_equal(
+                        batch.images["s2/r60m"], pixels_of_rows(batch.rows)
+                    )
+                states.append(loader.state())
+                if stop == len(expected):
+                    assert next(batches, None) is None
+        assert all(other == states[0] for other in states)
+        state, first = states[0], stop

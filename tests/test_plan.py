@@ -18,6 +18,7 @@ from bigearth_cube.loader.plan import (
     reading_of,
     subset_of,
 )
+from tests.orders import plain_batches
 
 selections = st.builds(
     lambda n, keep, seed: np.flatnonzero(np.random.default_rng(seed).random(n) < keep),
@@ -263,3 +264,23 @@ def test_an_order_that_cannot_be_is_refused(wrong: dict[str, object]) -> None:
     arguments: dict[str, object] = {"batch_size": 8, "chunk_rows": 64, **wrong}
     with pytest.raises(InvalidInputError):
         OrderSpec(**arguments)  # type: ignore[arg-type]
+
+
+@given(
+    rows=selections,
+    batch_size=st.sampled_from([8, 13, 50, 256]),
+    seed=st.integers(0, 99),
+    epoch=st.integers(0, 9),
+    pool_chunks=st.sampled_from([8, 32]),
+)
+@settings(max_examples=50)
+def test_the_order_is_that_told_row_by_row(
+    rows: NDArray[np.int64], batch_size: int, seed: int, epoch: int, pool_chunks: int
+) -> None:
+    spec = OrderSpec(batch_size, 64, seed=seed, pool_chunks=pool_chunks)
+    plain = plain_batches(rows.tolist(), batch_size, seed, epoch, pool_chunks)
+    for rank in range(8):
+        order = epoch_order(rows, spec, epoch, rank=rank, world_size=8)
+        assert [order.batch(i).tolist() for i in range(order.n_batches)] == [
+            parts[rank] for parts in plain
+        ]

@@ -11,6 +11,7 @@ import itertools
 import os
 import queue
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, fields, replace
@@ -194,6 +195,19 @@ class ChunkCache:
             self._chunks[group, chunk] = memoryview(bytes(body))
 
 
+class Answer:
+    """Memory for the answer to one request, used again for the next."""
+
+    def __init__(self) -> None:
+        self._bytes = np.empty(0, np.uint8)
+
+    def room(self, n_bytes: int) -> memoryview:
+        """Return room for so many bytes."""
+        if n_bytes > len(self._bytes):
+            self._bytes = np.empty(n_bytes, np.uint8)
+        return self._bytes[:n_bytes].data
+
+
 class BlockReader:
     """Read chunks of several pixel groups; safe to share between threads.
 
@@ -225,6 +239,7 @@ class BlockReader:
         self.chunk_rows = next(iter(self.sources.values()))[0].layout.chunk_rows
         self._first_chunks = [s.first_chunk for s in next(iter(self.sources.values()))]
         self._pace = Pace(max_requests)
+        self._answers: deque[Answer] = deque()
         # Who holds one may decode. It is also the room for chunks of which not all is kept.
         self._rooms: queue.LifoQueue[dict[str, NDArray[Any]]] = queue.LifoQueue()
         for _ in range(decoders or _n_cores()):
@@ -299,12 +314,13 @@ class BlockReader:
         kept = {} if self._cache is None else self._kept(read)
         counters.cache_hits = len(kept)
         fetched = {}
+        answer = self._answers.pop() if self._answers else Answer()
         if len(kept) < len(read.chunks):
             with self._pace.slot():
                 if stopped is not None and stopped.is_set():
                     raise CancelledError
                 wanted = [chunk for chunk in read.chunks if chunk not in kept]
-                fetched = self._chunk_bytes(source, read, wanted, counters)
+                fetched = self._chunk_bytes(source, read, wanted, counters, answer)
                 # The slot is left when a core is free: what came and cannot be decoded yet is
                 # as much work under way as what is still to come.
                 room = self._rooms.get()
@@ -317,6 +333,7 @@ class BlockReader:
                 self._decode(read, source, chunk, kept.get(chunk), fetched.get(chunk), target, room)
         finally:
             self._rooms.put(room)
+        self._answers.append(answer)
         counters.decode_s = time.perf_counter() - began
         return counters
 
@@ -355,7 +372,12 @@ class BlockReader:
             _keep(out, source, target)
 
     def _chunk_bytes(
-        self, source: PixelSource, read: Read, wanted: Sequence[int], counters: Counters
+        self,
+        source: PixelSource,
+        read: Read,
+        wanted: Sequence[int],
+        counters: Counters,
+        answer: Answer,
     ) -> dict[int, memoryview]:
         """Return the stored bytes of some chunks of one object."""
         layout, key = source.layout, source.layout.key(read.shard)
@@ -380,8 +402,10 @@ class BlockReader:
                     start, members = offset, []
                 runs.append((start, offset + size, [*members, (chunk, offset - start, size)]))
             found = {}
+            room = answer.room if len(runs) == 1 else None
             for start, stop, members in runs:
-                data = self._get(counters, partial(source.storage.read_range, key, start, stop))
+                request = partial(source.storage.read_range, key, start, stop, into=room)
+                data = self._get(counters, request)
                 for chunk, offset, size in members:
                     found[chunk] = self._cut(source, read, chunk, data, offset, size)
         except NotFoundError:
