@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bigearth_cube.loader.blocks import BlockReader, Counters
-from bigearth_cube.loader.engines import Engine, Place
+from bigearth_cube.loader.blocks import Counters
+from bigearth_cube.loader.engines import Engine
+from bigearth_cube.loader.handover import Place
 from bigearth_cube.loader.plan import (
     BLOCK_ROWS,
     PADDING,
@@ -28,7 +29,6 @@ from bigearth_cube.loader.plan import (
     reading_of,
 )
 
-_PREFETCH_ROWS = 2 * BLOCK_ROWS
 _PREFETCH_BATCHES = 2
 
 
@@ -38,9 +38,9 @@ class Arena:
     First come slots that take a chunk whole, then single rows.
     """
 
-    def __init__(self, reader: BlockReader) -> None:
-        self.chunk_rows = reader.chunk_rows
-        self._empty = reader.empty
+    def __init__(self, engine: Engine) -> None:
+        self.chunk_rows = engine.reader.chunk_rows
+        self._engine = engine
         self.buffers: dict[str, NDArray[Any]] = {}
         self.n_slots = self.n_rows = 0
 
@@ -50,11 +50,16 @@ class Arena:
             return
         self.n_slots, self.n_rows = max(n_slots, self.n_slots), max(n_rows, self.n_rows)
         self.buffers = {}  # given back before the larger ones are taken
-        self.buffers = self.empty_batch(self.n_slots * self.chunk_rows + self.n_rows)
+        self.buffers = self._engine.allocate(self.n_slots * self.chunk_rows + self.n_rows)
+
+    def forget(self) -> None:
+        """Give the buffers up: they are not needed, or something may still write into them."""
+        self.buffers = {}
+        self.n_slots = self.n_rows = 0
 
     def empty_batch(self, n_rows: int) -> dict[str, NDArray[Any]]:
         """Return room for so many rows of every group."""
-        return self._empty(n_rows)
+        return self._engine.reader.empty(n_rows)
 
     def gather(self, at: NDArray[np.int64], out: Mapping[str, NDArray[Any]]) -> None:
         """Copy the rows at some places to a batch."""
@@ -82,7 +87,8 @@ class EpochRun:
         self._start = start
         reading = reading_of(order, spec.chunk_rows, start=start, window_rows=spec.window_rows)
         self._blocks, self._source = reading.blocks, reading.source
-        arena.reserve(*room_needed(self._blocks, spec.chunk_rows))
+        ahead = engine.blocks_ahead * BLOCK_ROWS
+        arena.reserve(*room_needed(self._blocks, spec.chunk_rows, ahead_rows=ahead))
         largest = int(np.diff(order.offsets).max(initial=0))
         # One with the caller, one being gathered, the rest in the queue.
         self._buffers = [arena.empty_batch(largest) for _ in range(_PREFETCH_BATCHES + 2)]
@@ -178,12 +184,10 @@ class EpochRun:
         self._in_flight.popleft()
 
     def _wait_for_all(self) -> None:
-        # Threads still write into the arena; the next epoch must not find them there.
+        # Readers still write into the arena; the next epoch must not find them there.
         self._stopped.set()
-        for _, futures in self._in_flight:
-            for future in futures:
-                if not future.cancel():
-                    future.exception()
+        if not self._engine.settle([f for _, futures in self._in_flight for f in futures]):
+            self._arena.forget()
 
 
 def _go_whole(block: Block, chunk_rows: int) -> NDArray[np.bool_]:
@@ -192,7 +196,9 @@ def _go_whole(block: Block, chunk_rows: int) -> NDArray[np.bool_]:
     return whole
 
 
-def room_needed(blocks: Sequence[Block], chunk_rows: int) -> tuple[int, int]:
+def room_needed(
+    blocks: Sequence[Block], chunk_rows: int, *, ahead_rows: int = 2 * BLOCK_ROWS
+) -> tuple[int, int]:
     """Slots and single rows that must be held at once, plus what is fetched ahead."""
     if not blocks:
         return 0, 0
@@ -203,8 +209,8 @@ def room_needed(blocks: Sequence[Block], chunk_rows: int) -> tuple[int, int]:
     ends = np.cumsum([len(block.chunks) for block in blocks])
     room = []
     for held, ahead in (
-        (whole.astype(np.int64), -(-_PREFETCH_ROWS // chunk_rows)),
-        (np.where(whole, 0, sizes), _PREFETCH_ROWS),
+        (whole.astype(np.int64), -(-ahead_rows // chunk_rows)),
+        (np.where(whole, 0, sizes), ahead_rows),
     ):
         given_back = np.concatenate([[0], np.cumsum(np.bincount(last, weights=held))])
         # What batches before a block's first were the last to need has been given back by then.

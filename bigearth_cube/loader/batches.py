@@ -18,6 +18,7 @@ from bigearth_cube.errors import InvalidInputError
 from bigearth_cube.loader.assemble import Arena, EpochRun
 from bigearth_cube.loader.blocks import BlockReader, Counters
 from bigearth_cube.loader.engines import make_engine
+from bigearth_cube.loader.handover import Path
 from bigearth_cube.loader.pace import MAX_REQUESTS
 from bigearth_cube.loader.plan import (
     PADDING,
@@ -98,6 +99,9 @@ class BatchLoader:
         Keep stored chunks in memory, as they came, up to so many bytes: later epochs ask storage
         for the others only. Not with a Dask client, whose workers each get other chunks every
         epoch.
+    shared_memory
+        Whether Dask workers on this host decode into memory of this process. Those that do not
+        see it, and all where it is False, send what they decoded by the network.
 
     Attributes
     ----------
@@ -142,6 +146,7 @@ class BatchLoader:
         threads: int | None = None,
         max_requests: int = MAX_REQUESTS,
         cache_bytes: int = 0,
+        shared_memory: bool = True,
     ) -> None:
         for name, value, least in (
             ("threads", threads, 1),
@@ -204,8 +209,8 @@ class BatchLoader:
             max_requests=max_requests,
             cache_bytes=cache_bytes,
         )
-        self._engine = make_engine(reader, engine)
-        self._arena = Arena(reader)
+        self._engine = make_engine(reader, engine, shared_memory=shared_memory)
+        self._arena = Arena(self._engine)
         self._pid = os.getpid()
         self._position = (0, 0)
         self._resume_at: tuple[int, int] | None = None
@@ -229,6 +234,11 @@ class BatchLoader:
         total.add(self._reading)
         total.add(self._delivery)
         return total
+
+    @property
+    def worker_paths(self) -> dict[str, Path]:
+        """How rows have come from each Dask worker so far, by its address."""
+        return dict(self._engine.paths)
 
     def locate(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return which cube each of ``rows`` (or of an ``order``) is of, and its row there."""
@@ -341,6 +351,7 @@ class BatchLoader:
         if self._running is not None:
             self._running.stop()
         self._engine.close()
+        self._arena.forget()
 
     def _labels_of(self, rows: NDArray[np.int64]) -> NDArray[np.uint8] | None:
         if self._labels is None:

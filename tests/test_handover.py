@@ -1,0 +1,291 @@
+"""Rows from Dask workers: by every path the same, and whatever dies meanwhile."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import distributed
+import numpy as np
+import pytest
+
+from bigearth_cube.cube import Cube
+from bigearth_cube.errors import StorageError
+from bigearth_cube.loader import engines, shared
+from bigearth_cube.loader.batches import BatchLoader
+from bigearth_cube.loader.shared import MappedArrays, NotSharedError, SharedArrays, Ticket, writing
+
+GROUPS = ("s2/r60m", "s2/r20m")
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is shared on Linux only")
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[distributed.Client]:
+    """A Dask cluster of two worker processes."""
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0"
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        yield client
+
+
+def delivered(loader: BatchLoader, epoch: int = 0) -> list[tuple[Any, ...]]:
+    return [
+        (b.rows.copy(), {g: x.copy() for g, x in b.images.items()}, b.labels)
+        for b in loader.epoch(epoch)
+    ]
+
+
+def assert_same(found: list[tuple[Any, ...]], expected: list[tuple[Any, ...]]) -> None:
+    assert len(found) == len(expected)
+    for (rows, images, labels), (rows_, images_, labels_) in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(rows, rows_)
+        np.testing.assert_array_equal(labels, labels_)
+        for group in GROUPS:
+            np.testing.assert_array_equal(images[group], images_[group])
+
+
+@pytest.fixture(scope="module")
+def expected(cube: Cube) -> list[tuple[Any, ...]]:
+    """Epoch 1, read by threads."""
+    with BatchLoader(cube, batch_size=50, groups=GROUPS, seed=5) as loader:
+        return delivered(loader, 1)
+
+
+def make(cube: Cube, client: distributed.Client, **options: Any) -> BatchLoader:
+    return BatchLoader(cube, batch_size=50, groups=GROUPS, seed=5, engine=client, **options)
+
+
+def mapped(pid: int | str) -> list[str]:
+    """Memory of loaders that a process has mapped."""
+    maps = Path(f"/proc/{pid}/maps").read_text()
+    return [line for line in maps.splitlines() if "memfd:bec-" in line]
+
+
+def within(seconds: float, condition: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return condition()
+
+
+def pids(client: distributed.Client) -> list[int]:
+    return list(client.run(os.getpid).values())
+
+
+@pytest.mark.parametrize("path", ["in process", "shared memory", "network"])
+def test_order_and_bytes_are_those_of_threads_by_every_path(
+    cube: Cube,
+    dask_client: distributed.Client,
+    processes: distributed.Client,
+    expected: list[tuple[Any, ...]],
+    caplog: pytest.LogCaptureFixture,
+    path: str,
+) -> None:
+    client = dask_client if path == "in process" else processes
+    with (
+        caplog.at_level(logging.INFO, "bigearth_cube"),
+        make(cube, client, shared_memory=path != "network") as loader,
+    ):
+        assert_same(delivered(loader, 1), expected)
+        assert_same(delivered(loader, 1), expected)
+        assert set(loader.worker_paths.values()) == {path}
+        assert set(loader.worker_paths) <= set(client.nthreads())
+        told = [message for message in caplog.messages if message.startswith("worker ")]
+        assert len(told) == len(loader.worker_paths)
+
+
+def test_a_worker_killed_in_mid_epoch_costs_its_blocks_and_nothing_else(
+    cube: Cube, processes: distributed.Client, expected: list[tuple[Any, ...]]
+) -> None:
+    with make(cube, processes) as loader:
+        delivered(loader)
+        victim = pids(processes)[0]
+        os.kill(victim, signal.SIGSTOP)  # takes a block, and will never bring it
+        epoch = loader.epoch(1)
+        time.sleep(0.2)
+        os.kill(victim, signal.SIGKILL)
+        found = [
+            (b.rows.copy(), {g: x.copy() for g, x in b.images.items()}, b.labels) for b in epoch
+        ]
+        assert_same(found, expected)
+        assert within(20, lambda: len(processes.nthreads()) == 2)  # the nanny's work
+        assert_same(delivered(loader, 1), expected)
+        assert set(loader.worker_paths.values()) == {"shared memory"}
+
+
+@pytest.mark.slow
+def test_workers_that_are_all_started_anew_read_what_was_lost(
+    cube: Cube, processes: distributed.Client, expected: list[tuple[Any, ...]]
+) -> None:
+    with make(cube, processes) as loader:
+        for pid in pids(processes):
+            os.kill(pid, signal.SIGSTOP)
+        epoch = loader.epoch(1)
+        time.sleep(0.2)
+        processes.restart()
+        found = [
+            (b.rows.copy(), {g: x.copy() for g, x in b.images.items()}, b.labels) for b in epoch
+        ]
+        assert_same(found, expected)
+
+
+def test_a_cluster_without_workers_is_told_and_not_waited_for_for_ever(
+    cube: Cube, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "_ALONE_S", 0.5)
+    monkeypatch.setattr(engines, "_LOOK_S", 0.2)
+    with (
+        distributed.LocalCluster(
+            n_workers=1, processes=False, dashboard_address="127.0.0.1:0"
+        ) as cluster,
+        distributed.Client(cluster) as client,
+        make(cube, client) as loader,
+    ):
+        cluster.scale(0)
+        assert within(10, lambda: not client.nthreads())
+        with pytest.raises(StorageError, match="has had no workers for 0 s"):
+            next(iter(loader.epoch(0)))
+
+
+def test_no_worker_keeps_memory_of_a_loader_that_was_closed_left_or_failed(
+    cube: Cube, processes: distributed.Client
+) -> None:
+    before = set(os.listdir("/dev/shm"))
+    with make(cube, processes) as loader:
+        for _ in loader.epoch(0):
+            break
+        next(iter(loader.epoch(1)))
+        assert any(mapped(pid) for pid in pids(processes))
+    with suppress(KeyError), make(cube, processes) as loader:
+        next(iter(loader.epoch(0)))
+        raise KeyError
+    assert within(10, lambda: not any(mapped(pid) for pid in pids(processes)))
+    assert not mapped("self")
+    assert set(os.listdir("/dev/shm")) == before
+
+
+READER = """
+import sys, time, distributed
+from bigearth_cube.cube import open_cube
+from bigearth_cube.loader.batches import BatchLoader
+with distributed.Client(sys.argv[1]) as client:
+    loader = BatchLoader(open_cube(sys.argv[2]), batch_size=50, groups=("s2/r60m",), engine=client)
+    next(iter(loader.epoch(0)))
+    assert set(loader.worker_paths.values()) == {"shared memory"}, loader.worker_paths
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_nothing_is_left_of_a_loader_that_was_killed(
+    cube: Cube, cube_url: str, processes: distributed.Client
+) -> None:
+    before = set(os.listdir("/dev/shm"))
+    command = [sys.executable, "-c", READER, processes.scheduler.address, cube_url]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as reader:
+        assert reader.stdout is not None
+        assert reader.stdout.readline() == "ready\n"
+        assert any(mapped(pid) for pid in pids(processes))
+        reader.kill()
+    assert within(10, lambda: not any(mapped(pid) for pid in pids(processes)))
+    assert set(os.listdir("/dev/shm")) == before
+
+
+def test_where_memory_cannot_be_shared_the_network_is_taken_and_said_once(
+    cube: Cube,
+    dask_client: distributed.Client,
+    expected: list[tuple[Any, ...]],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def refuse(*_: Any) -> int:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(shared.os, "memfd_create", refuse)
+    with make(cube, dask_client) as loader:
+        assert_same(delivered(loader, 1), expected)
+        assert set(loader.worker_paths.values()) == {"network"}
+    (told,) = [m for m in caplog.messages if "Function not implemented" in m]
+    assert told.startswith("blocks come through Dask: the system gives no shared memory: ")
+
+
+# A process that maps the arrays and keeps a ticket until it is told to end.
+WRITER = """
+import sys
+from bigearth_cube.loader.shared import Address, MappedArrays, Ticket, writing
+ticket = Ticket(Address(*eval(sys.argv[1])), int(sys.argv[2]))
+with writing(ticket) as mine:
+    MappedArrays(ticket.address).arrays["a"][:] = 7
+    print(mine, flush=True)
+    sys.stdin.readline()
+"""
+
+
+def writer(ticket: Ticket) -> subprocess.Popen[str]:
+    address = repr(dataclasses.astuple(ticket.address))
+    return subprocess.Popen(
+        [sys.executable, "-c", WRITER, address, str(ticket.number)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_room_is_given_away_only_when_its_writer_has_ended_or_died() -> None:
+    memory = SharedArrays({"a": ("uint16", (3, 5)), "b": ("float32", (7,))})
+    first, second = memory.issue(), memory.issue()
+    with writer(first) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "True\n"
+        assert (memory.arrays["a"] == 7).all()
+        assert not memory.arrays["b"].any()
+        with writing(first) as mine:
+            assert not mine
+        assert not memory.revoke(first)
+        assert memory.revoke(second)
+        process.send_signal(signal.SIGSTOP)
+        assert not memory.revoke(first)
+        process.kill()
+        process.wait()
+    assert memory.revoke(first)
+    with writing(first) as mine:
+        assert not mine
+    memory.close()
+    with pytest.raises(NotSharedError, match=r"let go|not seen"), writing(first):
+        pass
+
+
+def test_a_process_is_known_by_its_nonce_and_not_by_its_number() -> None:
+    memory = SharedArrays({"a": ("uint16", (4,))})
+    other = SharedArrays({"a": ("uint16", (4,))})
+    for wrong in (
+        dataclasses.replace(memory.address, descriptor=other.address.descriptor),
+        dataclasses.replace(memory.address, pid=os.getppid()),
+        dataclasses.replace(memory.address, pid=2**22 - 1),
+    ):
+        with pytest.raises(NotSharedError, match=r"another one|not seen"):
+            MappedArrays(wrong)
+    memory.close()
+    other.close()
+
+
+def test_pages_that_are_let_go_keep_what_was_written() -> None:
+    memory = SharedArrays({"a": ("uint16", (100_000,))})
+    seen = MappedArrays(memory.address)
+    seen.arrays["a"][:] = np.arange(100_000) % 60_000
+    seen.let_go_of_pages()
+    np.testing.assert_array_equal(memory.arrays["a"], np.arange(100_000) % 60_000)
+    memory.close()
