@@ -159,9 +159,7 @@ class EpochRun:
                         at[part] = taken
                         singles += taken
                 place = Place(at, whole)
-                self._in_flight.append(
-                    (block, self._engine.submit(block, place, arena.buffers, self._stopped))
-                )
+                self._in_flight.append((block, self._engine.submit(block, place, self._stopped)))
             while self._in_flight and self._in_flight[0][0].first_batch <= index:
                 self._collect_first()
             rows = self._order.batch(index)

@@ -57,16 +57,12 @@ class Engine(Protocol):
         """Blocks to keep in flight beyond those that batches need by now."""
 
     def allocate(self, n_rows: int) -> dict[str, NDArray[Any]]:
-        """Return a buffer a group that it can bring rows to; gives up the ones before."""
+        """Return the buffers, one a group, that rows are brought to from now on."""
 
     def submit(
-        self,
-        block: Block,
-        place: Place,
-        buffers: Mapping[str, NDArray[Any]],
-        stopped: threading.Event,
+        self, block: Block, place: Place, stopped: threading.Event
     ) -> list[Future[Counters]]:
-        """Begin to read a block; its rows are in the buffers when all are done.
+        """Begin to read a block; its rows are in their places when all are done.
 
         Once ``stopped`` is set, no more is read than what is on its way.
         """
@@ -92,22 +88,21 @@ class ThreadsEngine:
     def __init__(self, reader: BlockReader) -> None:
         self.reader = reader
         self.paths: dict[str, Path] = {}
+        self._buffers: dict[str, NDArray[Any]] = {}
         self._threads = ThreadPoolExecutor(reader.max_requests, thread_name_prefix="bec-read")
 
     def allocate(self, n_rows: int) -> dict[str, NDArray[Any]]:
         """Return private memory."""
-        return self.reader.empty(n_rows)
+        self._buffers = {}
+        self._buffers = self.reader.empty(n_rows)
+        return self._buffers
 
     def submit(
-        self,
-        block: Block,
-        place: Place,
-        buffers: Mapping[str, NDArray[Any]],
-        stopped: threading.Event,
+        self, block: Block, place: Place, stopped: threading.Event
     ) -> list[Future[Counters]]:
         """Begin to fetch and decode, a thread a request."""
         return submit_reads(
-            self._threads, self.reader, block, place.whole, place.at, buffers, stopped
+            self._threads, self.reader, block, place.whole, place.at, self._buffers, stopped
         )
 
     def settle(self, futures: Sequence[Future[Counters]]) -> bool:
@@ -118,6 +113,7 @@ class ThreadsEngine:
     def close(self) -> None:
         """Stop the threads."""
         self._threads.shutdown(wait=True, cancel_futures=True)
+        self._buffers = {}
 
 
 class _Job:
@@ -127,11 +123,10 @@ class _Job:
         self,
         block: Block,
         place: Place,
-        buffers: Mapping[str, NDArray[Any]],
         ticket: Ticket | None,
         stopped: threading.Event,
     ) -> None:
-        self.block, self.place, self.buffers, self.ticket = block, place, buffers, ticket
+        self.block, self.place, self.ticket = block, place, ticket
         self.stopped = stopped
         self.task: distributed.Future[Any] | None = None
 
@@ -171,6 +166,7 @@ class DaskEngine:
         self._placed: dict[str, distributed.Future[Any]] = {}
         self._collectors = ThreadPoolExecutor(4, thread_name_prefix="bec-collect")
         self._jobs: set[_Job] = set()
+        self._buffers: dict[str, NDArray[Any]] = {}
         self.paths: dict[str, Path] = {}
         try:
             client.wait_for_workers(1, timeout=_START_S)
@@ -200,20 +196,18 @@ class DaskEngine:
                 self._shares = False
                 _logger.warning("blocks come through Dask: %s", error)
             else:
-                return self._on_worker.own.arrays
-        return self.reader.empty(n_rows)
+                self._buffers = self._on_worker.own.arrays
+                return self._buffers
+        self._buffers = self.reader.empty(n_rows)
+        return self._buffers
 
     def submit(
-        self,
-        block: Block,
-        place: Place,
-        buffers: Mapping[str, NDArray[Any]],
-        stopped: threading.Event,
+        self, block: Block, place: Place, stopped: threading.Event
     ) -> list[Future[Counters]]:
         """Begin a task, and the wait for what it brings."""
         own = self._on_worker.own
         ticket = None if own is None else own.issue()
-        job = _Job(block, place, buffers, ticket, stopped)
+        job = _Job(block, place, ticket, stopped)
         with self._lock:
             self._jobs.add(job)
         self._begin(job)
@@ -244,6 +238,7 @@ class DaskEngine:
         self._release()
 
     def _release(self) -> None:
+        self._buffers = {}
         own, self._on_worker.own = self._on_worker.own, None
         if own is not None:
             own.close()
@@ -290,7 +285,7 @@ class DaskEngine:
         if not self._bar(job, deadline):
             raise _still_writing()
         for group, rows in (delivery.pixels or {}).items():
-            job.buffers[group][job.place.at] = rows
+            self._buffers[group][job.place.at] = rows
         with self._lock:
             self._jobs.discard(job)
         return delivery.counters
