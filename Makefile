@@ -13,7 +13,7 @@ export MALLOC_TRIM_THRESHOLD_ := 536870912
 export MALLOC_TOP_PAD_ := 16777216
 export MALLOC_ARENA_MAX := 2
 
-.PHONY: help setup demo test test-slow check fmt bench clean
+.PHONY: help setup demo test test-slow chaos check fmt bench clean
 .DEFAULT_GOAL := help
 
 help: ## what can be made
@@ -42,6 +42,9 @@ test: $(READY) ## all tests but the slow ones
 
 test-slow: $(READY) ## the slow ones
 	@$(BIN)/python -m pytest -q -m slow
+
+chaos: $(READY) ## hosts in network namespaces, one cut off in mid-training (needs root)
+	@$(BIN)/python -m pytest -q -m slow tests/test_chaos.py
 
 check: $(READY) ## lint, format, types, layers
 	@$(BIN)/ruff check .

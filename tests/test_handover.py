@@ -16,13 +16,16 @@ from typing import Any
 
 import distributed
 import numpy as np
+import psutil
 import pytest
 
 from bigearth_cube.cube import Cube
 from bigearth_cube.errors import StorageError
+from bigearth_cube.ingest import run as ingest_run
 from bigearth_cube.loader import engines, shared
 from bigearth_cube.loader.batches import BatchLoader
 from bigearth_cube.loader.shared import MappedArrays, NotSharedError, SharedArrays, Ticket, writing
+from training import cli as training_cli
 
 GROUPS = ("s2/r60m", "s2/r20m")
 
@@ -34,7 +37,11 @@ def processes() -> Iterator[distributed.Client]:
     """A Dask cluster of two worker processes."""
     with (
         distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0"
+            n_workers=2,
+            threads_per_worker=1,
+            processes=True,
+            dashboard_address="127.0.0.1:0",
+            worker_dashboard_address="127.0.0.1:0",
         ) as cluster,
         distributed.Client(cluster) as client,
     ):
@@ -149,7 +156,10 @@ def test_a_cluster_without_workers_is_told_and_not_waited_for_for_ever(
     monkeypatch.setattr(engines, "_LOOK_S", 0.2)
     with (
         distributed.LocalCluster(
-            n_workers=1, processes=False, dashboard_address="127.0.0.1:0"
+            n_workers=1,
+            processes=False,
+            dashboard_address="127.0.0.1:0",
+            worker_dashboard_address="127.0.0.1:0",
         ) as cluster,
         distributed.Client(cluster) as client,
         make(cube, client) as loader,
@@ -289,3 +299,20 @@ def test_pages_that_are_let_go_keep_what_was_written() -> None:
     seen.let_go_of_pages()
     np.testing.assert_array_equal(memory.arrays["a"], np.arange(100_000) % 60_000)
     memory.close()
+
+
+def listening() -> set[str]:
+    here = psutil.Process()
+    return {
+        connection.laddr.ip
+        for process in [here, *here.children(recursive=True)]
+        for connection in process.net_connections()
+        if connection.status == psutil.CONN_LISTEN
+    }
+
+
+def test_clusters_that_commands_start_listen_on_loopback_only(
+    dask_client: distributed.Client, processes: distributed.Client
+) -> None:
+    with ingest_run._cluster(None, 2, 1_000), training_cli._loading("dask", None):
+        assert listening() <= {"127.0.0.1", "::1"}

@@ -232,7 +232,10 @@ def test_a_worker_that_is_killed_costs_its_shard_only(tmp_path: Path) -> None:
 
     with (
         distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0"
+            n_workers=2,
+            threads_per_worker=1,
+            dashboard_address="127.0.0.1:0",
+            worker_dashboard_address="127.0.0.1:0",
         ) as cluster,
         distributed.Client(cluster) as processes,
     ):
@@ -253,7 +256,9 @@ def test_a_scheduler_that_dies_ends_the_run_with_one_line_and_the_next_goes_on(
     try:
         with (
             distributed.Client(scheduler_file=str(tmp_path / "s.json"), timeout=60) as client,
-            distributed.LocalCluster(n_workers=0, dashboard_address="127.0.0.1:0"),
+            distributed.LocalCluster(
+                n_workers=0, dashboard_address="127.0.0.1:0", worker_dashboard_address="127.0.0.1:0"
+            ),
         ):
             command = [sys.executable, "-m", "distributed.cli.dask_worker"]
             command += [client.scheduler.address, "--nthreads", "2", "--no-dashboard", "--no-nanny"]
@@ -329,7 +334,10 @@ def test_worker_processes_write_the_same_bytes_as_this_process(
     ingest(MemorySource(300), str(tmp_path / "a"), client=dask_client)
     with (
         distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0"
+            n_workers=2,
+            threads_per_worker=1,
+            dashboard_address="127.0.0.1:0",
+            worker_dashboard_address="127.0.0.1:0",
         ) as cluster,
         distributed.Client(cluster) as processes,
     ):

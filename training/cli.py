@@ -402,7 +402,9 @@ def _loading(engine: str, scheduler: str | None) -> Iterator[Any]:
     from distributed import Client, LocalCluster
 
     with (
-        LocalCluster(processes=False, dashboard_address="127.0.0.1:0") as cluster,
+        LocalCluster(
+            processes=False, dashboard_address="127.0.0.1:0", worker_dashboard_address="127.0.0.1:0"
+        ) as cluster,
         Client(cluster) as client,
     ):
         yield client

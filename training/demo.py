@@ -132,7 +132,11 @@ def run_demo(
         progress_bars() as progress,
         _s3(s3_url, say) as (prefix, options),
         LocalCluster(
-            n_workers=1, threads_per_worker=2, processes=False, dashboard_address="127.0.0.1:0"
+            n_workers=1,
+            threads_per_worker=2,
+            processes=False,
+            dashboard_address="127.0.0.1:0",
+            worker_dashboard_address="127.0.0.1:0",
         ) as cluster,
         Client(cluster) as client,
         tempfile.TemporaryDirectory(prefix="bec-demo-", ignore_cleanup_errors=True) as scratch,

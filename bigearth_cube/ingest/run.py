@@ -419,6 +419,7 @@ def _cluster(
             threads_per_worker=1,
             processes=n_workers > 1 and n_tasks >= _TASKS_FOR_PROCESSES,
             dashboard_address="127.0.0.1:0",
+            worker_dashboard_address="127.0.0.1:0",
             memory_limit=0,
         ) as cluster,
         distributed.Client(cluster) as own,
