@@ -170,12 +170,12 @@ class DaskEngine:
         self.paths: dict[str, Path] = {}
         try:
             client.wait_for_workers(1, timeout=_START_S)
-            for worker in client.nthreads():
-                self._keep_on(worker)
         except TimeoutError:
             raise StorageError(
                 f"the Dask scheduler has no workers, or none that answer: {client!r}; start some"
             ) from None
+        for worker in self._workers():
+            self._keep_on(worker)
 
     @property
     def blocks_ahead(self) -> int:
@@ -244,13 +244,13 @@ class DaskEngine:
             own.close()
 
     def _keep_on(self, worker: str) -> None:
-        """Leave on a worker what is to stay there from block to block."""
-        with self._lock:
-            placed = self._client.scatter(
-                {self._key + worker: self._on_worker}, workers=[worker], hash=False
-            )
-            self._placed[worker] = placed[self._key + worker]
-            self._near[worker] = self._client.sync(self._is_near, worker)
+        """Leave on a worker what is to stay there from block to block; it may be gone by now."""
+        key = self._key + worker
+        with suppress(*_GONE, KeyError, ValueError):
+            placed = self._client.scatter({key: self._on_worker}, workers=[worker], hash=False)
+            near = self._client.sync(self._is_near, worker)
+            with self._lock:
+                self._placed[worker], self._near[worker] = placed[key], near
 
     def _begin(self, job: _Job) -> None:
         try:
