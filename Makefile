@@ -4,6 +4,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 VENV := .venv
 BIN := $(VENV)/bin
+PEERS := .venv-peers
 READY := $(VENV)/.ready
 
 # Large arrays come from the heap instead of fresh pages: a training step on CPU is 25-35 % shorter.
@@ -13,7 +14,7 @@ export MALLOC_TRIM_THRESHOLD_ := 536870912
 export MALLOC_TOP_PAD_ := 16777216
 export MALLOC_ARENA_MAX := 2
 
-.PHONY: help setup demo test test-slow chaos check fmt bench clean
+.PHONY: help setup demo test test-slow chaos check fmt bench clean bench-peers
 .DEFAULT_GOAL := help
 
 help: ## what can be made
@@ -58,6 +59,19 @@ fmt: $(READY) ## format the code
 
 bench: $(READY) ## measure, side by side
 	@$(BIN)/python -m pytest -q tests/benchmarks -o python_files="bench_*.py" --timeout 3600 --benchmark-enable --benchmark-only --benchmark-columns=min,median,max,rounds --benchmark-json=.benchmarks/last.json
+	@$(MAKE) --no-print-directory bench-peers
+
+bench-peers: $(READY) $(PEERS)/.tried ## the loader beside what people use today, one table, 20 minutes
+	@$(BIN)/python -m tests.benchmarks.bench_peers
+
+# A peer that cannot be installed is named in the table and stops nothing.
+$(PEERS)/.tried: tests/benchmarks/peers/requirements.txt
+	@echo "bench-peers: installing peers into $(PEERS) (once, minutes)"
+	@rm -rf $(PEERS) && $(PYTHON) -m venv $(PEERS) && \
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --retries 2 --timeout 20 \
+		-r $< >$(PEERS)/setup.log 2>&1 || \
+		{ rm -f $(PEERS)/bin/python; echo "bench-peers: cannot install them (log: $(PEERS)/setup.log)" >&2; }
+	@touch $@
 
 clean: ## remove what was made, .venv too
-	@rm -rf $(VENV) demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) $(PEERS) demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
