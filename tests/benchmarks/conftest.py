@@ -10,6 +10,7 @@ from bigearth_cube.archive.synthetic import write_archive
 from bigearth_cube.ingest import ingest
 
 N_PATCHES = 1024
+collect_ignore = ["peers/mosaic.py"]  # its package lives in an environment of its own
 
 
 @pytest.fixture(scope="session")
