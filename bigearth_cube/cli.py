@@ -30,6 +30,16 @@ EXIT_CODES = (
     "Exits with 0 when done, even if a search finds no patch, 2 on wrong input, what does not exist "
     "or storage out of reach, and 130 when interrupted."
 )
+_EXTRAS = {
+    "matplotlib": "train",
+    "faiss": "similar",
+    **dict.fromkeys(("pystac", "pystac_client"), "client"),
+    **dict.fromkeys(("psycopg", "pypgstac"), "pgstac"),
+    **dict.fromkeys(
+        ("attr", "brotli", "fastapi", "orjson", "pydantic", "stac_fastapi", "starlette", "uvicorn"),
+        "service",
+    ),
+}
 ARCHIVE_FIELDS = ("found", "ingested", "orphans", "quarantined")
 
 
@@ -600,6 +610,32 @@ def _vector_index(cube: Any, model: str | None, metric: str, folder: str | None,
     return index
 
 
+@cli.command()
+@click.argument("cubes", nargs=-1, required=True)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
+@click.option("--port", type=click.IntRange(0, 65_535), default=8000, show_default=True)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Processes; each holds the items of all cubes.",
+)
+def serve(cubes: tuple[str, ...], host: str, port: int, workers: int) -> None:
+    """Serve cubes: STAC API, thumbnails, look-alikes, and an explorer for the browser.
+
+    Requests are logged on standard error. An interrupt or SIGTERM ends it after the requests
+    that are under way.
+
+    \b
+    Example:
+      bec serve s3://bucket/bigearthnet-v2 --port 8000
+    """
+    # It warns of settings that the application has of its own.
+    logging.getLogger("stac_fastapi").setLevel(logging.ERROR)
+    _extra("bigearth_cube.service.app").serve(cubes, host=host, port=port, workers=workers)
+
+
 @cli.group()
 def catalog() -> None:
     """Make static STAC catalogs."""
@@ -697,14 +733,7 @@ def _extra(module: str) -> Any:
         if error.name is None or error.name.startswith("bigearth_cube"):
             raise
         package = error.name.split(".")[0]
-        extra = {
-            "matplotlib": "train",
-            "faiss": "similar",
-            "pystac": "client",
-            "pystac_client": "client",
-            "psycopg": "pgstac",
-            "pypgstac": "pgstac",
-        }.get(package, "ingest")
+        extra = _EXTRAS.get(package, "ingest")
         raise click.ClickException(
             f'this command needs {package}: pip install "bigearth-cube[{extra}]"'
         ) from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -184,6 +184,24 @@ class Cube:
         """
         keys = current_tables(self.releases)
         return pa.concat_tables([_read_table(self.storage, key) for key in keys])
+
+    def read_items(self, without: Collection[str]) -> pa.Table:
+        """Read the items table anew, without some columns: half of it repeats one description.
+
+        Parameters
+        ----------
+        without
+            Names of columns or of fields of ``assets``, e.g. ``"links"``, ``"href"``.
+
+        Raises
+        ------
+        CubeIntegrityError
+            If a part of it is missing or damaged.
+        StorageError
+            If storage refuses or cannot be reached.
+        """
+        keys = current_tables(self.releases)
+        return pa.concat_tables([_read_table(self.storage, key, without) for key in keys])
 
     def search(self, **query: Any) -> searching.Selection:
         """Select patches; see ``bigearth_cube.search.search`` for the query.
@@ -553,10 +571,13 @@ class _Opened(zarr.storage.WrapperStore[Any]):
         return await super().get(key, prototype, byte_range)
 
 
-def _read_table(storage: Storage, key: str) -> pa.Table:
+def _read_table(storage: Storage, key: str, without: Collection[str] = ()) -> pa.Table:
     try:
+        file = pq.ParquetFile(pa.BufferReader(storage.read(key)))
+        leaves = [file.schema.column(i).path for i in range(len(file.schema))]
+        wanted = [leaf for leaf in leaves if not {leaf, *leaf.split(".")} & {*without}]
         # Without threads: one that is left when the interpreter ends would abort the process.
-        return pq.ParquetFile(pa.BufferReader(storage.read(key))).read(use_threads=False)
+        return file.read(wanted if without else None, use_threads=False)
     except NotFoundError:
         reason = "object is missing; it was written with the release"
     except pa.ArrowException as error:

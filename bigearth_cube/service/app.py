@@ -1,0 +1,398 @@
+"""The application: the STAC API and what stands beside it, with errors in words.
+
+State is what was opened at the start, so any number of processes answer alike.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import uvicorn
+from fastapi import Depends, FastAPI
+from fastapi.exceptions import RequestValidationError
+from stac_fastapi.api.app import StacApi
+from stac_fastapi.api.models import EmptyRequest
+from stac_fastapi.api.routes import create_async_endpoint
+from stac_fastapi.extensions.aggregation import AggregationExtension
+from stac_fastapi.extensions.fields import FieldsExtension
+from stac_fastapi.extensions.fields.fields import FieldsConformanceClasses
+from stac_fastapi.extensions.filter import FilterConformanceClasses, FilterExtension
+from stac_fastapi.extensions.sort import ItemCollectionSortExtension, SearchSortExtension
+from stac_fastapi.types.config import ApiSettings
+from stac_fastapi.types.search import APIRequest
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.supervisors import Multiprocess
+
+from bigearth_cube.cube import Cube, open_cube
+from bigearth_cube.errors import (
+    BigEarthCubeError,
+    CubeIntegrityError,
+    InvalidInputError,
+    NotFoundError,
+    StorageError,
+)
+from bigearth_cube.items_table import STAC_VERSION
+from bigearth_cube.service import requests
+from bigearth_cube.service.shelf import Shelf
+from bigearth_cube.service.stac_api import (
+    AggregationClient,
+    CoreClient,
+    JsonResponse,
+    QueryablesClient,
+    SortablesClient,
+)
+
+LARGEST_BODY: Final = 4 << 20
+"""Bytes: 12 bands of a patch as JSON numbers are 1.5 MB, a question is far less."""
+
+_TITLE: Final = "BigEarthNet"
+_DESCRIPTION: Final = (
+    "Sentinel-1 and Sentinel-2 patches of BigEarthNet with land-cover labels, from cubes."
+)
+_CUBES: Final = "BEC_SERVE_CUBES"
+_GRACE_S: Final = 10
+_EXPLORER: Final = Path(__file__).parent / "explorer" / "dist"
+_NO_EXPLORER: Final = (
+    "<!doctype html><html lang=en><title>BigEarthNet</title><p>The explorer is not built: run "
+    "<code>make web</code> in a checkout (it needs Node), or install a wheel, which has it. "
+    "The API is there: <a href=api.html>its operations</a>.</p></html>"
+)
+_STATUS: Final[dict[type[Exception], int]] = {
+    InvalidInputError: 400,
+    NotFoundError: 404,
+    CubeIntegrityError: 500,
+    StorageError: 503,
+}
+_FILTERS: Final[list[str]] = [
+    FilterConformanceClasses.FILTER,
+    FilterConformanceClasses.SEARCH,
+    FilterConformanceClasses.ITEMS,
+    FilterConformanceClasses.BASIC_CQL2,
+    FilterConformanceClasses.CQL2_JSON,
+    FilterConformanceClasses.CQL2_TEXT,
+    FilterConformanceClasses.ADVANCED_COMPARISON_OPERATORS,
+    FilterConformanceClasses.BASIC_SPATIAL_FUNCTIONS,
+    FilterConformanceClasses.SPATIAL_FUNCTIONS,
+    FilterConformanceClasses.ARRAY_FUNCTIONS,
+    FilterConformanceClasses.PROPERTY_PROPERTY,
+]
+_log = logging.getLogger(__name__)
+
+
+def create_app(cubes: Sequence[Cube]) -> FastAPI:
+    """Make the application that serves some cubes.
+
+    Parameters
+    ----------
+    cubes
+        At least one, each with a name of its own.
+
+    Returns
+    -------
+    fastapi.FastAPI
+        An ASGI application.
+
+    Raises
+    ------
+    InvalidInputError
+        If there is no cube, or two have one name.
+    CubeIntegrityError
+        If an items table is missing or damaged.
+    StorageError
+        If storage refuses or cannot be reached.
+    """
+    shelf = Shelf(cubes)
+    extensions = [
+        FilterExtension(client=QueryablesClient(shelf=shelf), conformance_classes=_FILTERS),
+        SearchSortExtension(client=SortablesClient(shelf=shelf)),
+        ItemCollectionSortExtension(client=SortablesClient(shelf=shelf)),
+        FieldsExtension(
+            conformance_classes=[FieldsConformanceClasses.SEARCH, FieldsConformanceClasses.ITEMS]
+        ),
+        _Aggregation(client=AggregationClient(shelf=shelf)),
+    ]
+    settings = ApiSettings(
+        _env_file=None,  # type: ignore[call-arg]  # a setting of its base class
+        stac_fastapi_title=_TITLE,
+        stac_fastapi_description=_DESCRIPTION,
+        stac_fastapi_version=version("bigearth-cube"),
+        stac_fastapi_landing_id="bigearthnet",
+    )
+    client = CoreClient(shelf=shelf, landing_page_id="bigearthnet")
+    api = StacApi(
+        settings=settings,
+        client=client,
+        extensions=extensions,
+        exceptions={},
+        stac_version=STAC_VERSION,
+        response_class=JsonResponse,
+        search_get_request_model=requests.SearchGet,
+        search_post_request_model=requests.SearchPost,
+        items_get_request_model=requests.ItemsGet,
+        middlewares=[
+            Middleware(_Limits, most_bytes=LARGEST_BODY),
+            Middleware(
+                CORSMiddleware,
+                allow_origins=["*"],
+                allow_methods=["OPTIONS", "POST", "GET"],
+                allow_headers=["Content-Type"],
+                max_age=600,
+            ),
+            Middleware(_Log),
+        ],
+    )
+    _add_errors(api.app)
+    _add_health(api.app, shelf)
+    _add_explorer(api.app)
+    return api.app
+
+
+class _Aggregation(AggregationExtension):
+    """The extension with our parameters, and an operation id of its own for each operation."""
+
+    def register(self, app: FastAPI) -> None:
+        """Add the routes."""
+        for prefix, name in (("", ""), ("/collections/{collection_id}", "Collection ")):
+            given = requests.CollectionGet if prefix else EmptyRequest
+            listing = create_async_endpoint(self.client.get_aggregations, given)
+            model = requests.CollectionAggregateGet if prefix else requests.AggregateGet
+            counting = create_async_endpoint(self.client.aggregate, model)
+            posted = requests.CollectionGet if prefix else EmptyRequest
+            for path, method, endpoint in (
+                ("aggregations", "GET", listing),
+                ("aggregate", "GET", counting),
+                ("aggregate", "POST", _with_body(self.client.aggregate, posted)),
+            ):
+                app.add_api_route(
+                    f"{prefix}/{path}",
+                    endpoint,
+                    name=f"{name}{path.capitalize()}",
+                    methods=[method],
+                    tags=["Aggregation Extension"],
+                )
+
+
+def _with_body(answer: Callable[..., Any], place: type[APIRequest]) -> Callable[..., Any]:
+    """Make an endpoint of what stands in the path and what is posted."""
+
+    async def endpoint(
+        request: Request, given: requests.AggregatePost, place: Annotated[Any, Depends(place)]
+    ) -> Any:
+        return await run_in_threadpool(answer, given, request=request, **place.kwargs())
+
+    return endpoint
+
+
+def _add_health(app: FastAPI, shelf: Shelf) -> None:
+    @app.get("/healthz", tags=["Liveliness/Readiness"])
+    async def healthz() -> dict[str, Any]:
+        """Say that requests are answered, and from which releases."""
+        releases = {name: served.cube.release.name for name, served in shelf.served.items()}
+        return {"status": "UP", "releases": releases}
+
+
+def _add_explorer(app: FastAPI) -> None:
+    if (_EXPLORER / "index.html").exists():
+        app.mount("/explorer", StaticFiles(directory=_EXPLORER, html=True), name="explorer")
+        return
+
+    @app.get("/explorer", include_in_schema=False)
+    async def explorer() -> Response:
+        """Say how the page is made."""
+        return HTMLResponse(_NO_EXPLORER, 404)
+
+
+# --- errors --------------------------------------------------------------------------------------
+
+
+def _add_errors(app: FastAPI) -> None:
+    app.add_exception_handler(BigEarthCubeError, _refuse)
+    app.add_exception_handler(RequestValidationError, _refuse_form)
+    app.add_exception_handler(HTTPException, _refuse_plainly)
+    app.add_exception_handler(Exception, _fail)
+
+
+def _refuse(request: Request, error: Exception) -> JsonResponse:
+    status = next((code for kind, code in _STATUS.items() if isinstance(error, kind)), 500)
+    if status >= 500:
+        _log.error("%s %s: %s", request.method, request.url.path, error)
+    return _said(status, type(error).__name__, str(error))
+
+
+def _refuse_form(request: Request, error: Exception) -> JsonResponse:
+    assert isinstance(error, RequestValidationError)
+    faults = []
+    for fault in error.errors()[:3]:
+        place = ".".join(str(part) for part in fault["loc"][1:]) or "body"
+        faults.append(f"{place}: {fault['msg'][:1].lower()}{fault['msg'][1:]}")
+    return _said(400, "InvalidInputError", "; ".join(faults))
+
+
+def _refuse_plainly(request: Request, error: Exception) -> JsonResponse:
+    assert isinstance(error, HTTPException)
+    code = {404: "NotFoundError", 405: "MethodNotAllowed"}.get(error.status_code, "Error")
+    said = f"no {request.url.path:.200} here; / lists what there is"
+    detail = said if error.status_code == 404 else str(error.detail)
+    return _said(error.status_code, code, detail, dict(error.headers or {}))
+
+
+def _fail(request: Request, error: Exception) -> JsonResponse:
+    _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return _said(500, "InternalError", "the service failed on this request; its log says why")
+
+
+def _said(
+    status: int, code: str, description: str, headers: dict[str, str] | None = None
+) -> JsonResponse:
+    return JsonResponse({"code": code, "description": description}, status, headers)
+
+
+# --- around every request ------------------------------------------------------------------------
+
+
+class _Log:
+    """Say of each request what was asked, how it ended and how long it took.
+
+    Only the path is said: what follows it may hold what is not for a log.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began, status = time.perf_counter(), 500
+
+        async def noting(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noting)
+        finally:
+            took_ms = (time.perf_counter() - began) * 1000
+            # repr: a line break in a path would be a line of the log of its own
+            path = repr(scope["path"])[1:-1]
+            _log.info("%s %s %d %.1f ms", scope["method"], path, status, took_ms)
+
+
+class _Limits:
+    """Refuse a body that is larger than any question, before it is in memory."""
+
+    def __init__(self, app: ASGIApp, most_bytes: int) -> None:
+        self._app = app
+        self._most_bytes = most_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
+            await self._app(scope, receive, send)
+            return
+        stated = dict(scope["headers"]).get(b"content-length", b"0")
+        too_large = not stated.isdigit() or int(stated[:20]) > self._most_bytes
+        parts: list[bytes] = []
+        n_bytes = 0
+        while not too_large:
+            message = await receive()
+            if message["type"] != "http.request":
+                return  # who asked is gone
+            parts.append(message.get("body", b""))
+            n_bytes += len(parts[-1])
+            too_large = n_bytes > self._most_bytes
+            if not message.get("more_body", False):
+                break
+        if too_large:
+            answer = _said(
+                413,
+                "TooLarge",
+                f"the body is larger than {self._most_bytes:,} bytes; send one patch at a time",
+                {"Connection": "close"},
+            )
+            await answer(scope, receive, send)
+            return
+        whole = {"type": "http.request", "body": b"".join(parts), "more_body": False}
+        given = False
+
+        async def replay() -> Message:
+            nonlocal given
+            if given:
+                return await receive()
+            given = True
+            return whole
+
+        await self._app(scope, replay, send)
+
+
+# --- as a process --------------------------------------------------------------------------------
+
+
+def serve(
+    urls: Sequence[str], *, host: str = "127.0.0.1", port: int = 8000, workers: int = 1
+) -> None:
+    """Serve cubes until told to stop; requests that are under way are finished first.
+
+    Parameters
+    ----------
+    urls
+        Of the cubes.
+    host, port
+        Where to listen; port 0 takes a free one.
+    workers
+        Processes, each with the items in its own memory.
+
+    Raises
+    ------
+    NotFoundError
+        If there is no cube at a URL.
+    InvalidInputError
+        If two cubes have one name.
+    OSError
+        If the address cannot be listened at.
+    """
+    logging.getLogger("bigearth_cube").setLevel(logging.INFO)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, port), family=family, backlog=2048) as listening:
+        settings: dict[str, Any] = {
+            "log_config": None,
+            "access_log": False,
+            "timeout_graceful_shutdown": _GRACE_S,
+        }
+        cubes = [open_cube(url) for url in urls]
+        shown = f"[{host}]" if ":" in host else host
+        where = f"http://{shown}:{listening.getsockname()[1]}/"
+        if workers == 1:
+            config = uvicorn.Config(create_app(cubes), **settings)
+            _log.info("serving %s at %s", ", ".join(cube.id for cube in cubes), where)
+            uvicorn.Server(config).run(sockets=[listening])
+            return
+        os.environ[_CUBES] = json.dumps(list(urls))
+        config = uvicorn.Config(
+            "bigearth_cube.service.app:from_environment", factory=True, workers=workers, **settings
+        )
+        _log.info("starting %d processes at %s", workers, where)
+        Multiprocess(config, sockets=[listening]).run()
+
+
+def from_environment() -> FastAPI:
+    """Make the application in one of several processes, from what ``serve`` left for it."""
+    logging.basicConfig(format="bec: %(message)s", level=logging.WARNING)
+    logging.getLogger("bigearth_cube").setLevel(logging.INFO)
+    return create_app([open_cube(url) for url in json.loads(os.environ[_CUBES])])
