@@ -10,13 +10,14 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from enum import Enum
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
 import uvicorn
-from fastapi import Depends, FastAPI
+from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from stac_fastapi.api.app import StacApi
 from stac_fastapi.api.models import EmptyRequest
@@ -27,7 +28,6 @@ from stac_fastapi.extensions.fields.fields import FieldsConformanceClasses
 from stac_fastapi.extensions.filter import FilterConformanceClasses, FilterExtension
 from stac_fastapi.extensions.sort import ItemCollectionSortExtension, SearchSortExtension
 from stac_fastapi.types.config import ApiSettings
-from stac_fastapi.types.search import APIRequest
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -47,7 +47,8 @@ from bigearth_cube.errors import (
     StorageError,
 )
 from bigearth_cube.items_table import STAC_VERSION
-from bigearth_cube.service import requests
+from bigearth_cube.service import patches, requests
+from bigearth_cube.service.alike import NoEncoderError
 from bigearth_cube.service.shelf import Shelf
 from bigearth_cube.service.stac_api import (
     AggregationClient,
@@ -59,7 +60,6 @@ from bigearth_cube.service.stac_api import (
 
 LARGEST_BODY: Final = 4 << 20
 """Bytes: 12 bands of a patch as JSON numbers are 1.5 MB, a question is far less."""
-
 _TITLE: Final = "BigEarthNet"
 _DESCRIPTION: Final = (
     "Sentinel-1 and Sentinel-2 patches of BigEarthNet with land-cover labels, from cubes."
@@ -74,6 +74,7 @@ _NO_EXPLORER: Final = (
 )
 _STATUS: Final[dict[type[Exception], int]] = {
     InvalidInputError: 400,
+    NoEncoderError: 409,
     NotFoundError: 404,
     CubeIntegrityError: 500,
     StorageError: 503,
@@ -145,7 +146,6 @@ def create_app(cubes: Sequence[Cube]) -> FastAPI:
         search_post_request_model=requests.SearchPost,
         items_get_request_model=requests.ItemsGet,
         middlewares=[
-            Middleware(_Limits, most_bytes=LARGEST_BODY),
             Middleware(
                 CORSMiddleware,
                 allow_origins=["*"],
@@ -153,9 +153,11 @@ def create_app(cubes: Sequence[Cube]) -> FastAPI:
                 allow_headers=["Content-Type"],
                 max_age=600,
             ),
+            Middleware(_Limits, most_bytes=LARGEST_BODY),
             Middleware(_Log),
         ],
     )
+    api.app.include_router(patches.router_of(shelf, client))
     _add_errors(api.app)
     _add_health(api.app, shelf)
     _add_explorer(api.app)
@@ -167,35 +169,33 @@ class _Aggregation(AggregationExtension):
 
     def register(self, app: FastAPI) -> None:
         """Add the routes."""
-        for prefix, name in (("", ""), ("/collections/{collection_id}", "Collection ")):
-            given = requests.CollectionGet if prefix else EmptyRequest
-            listing = create_async_endpoint(self.client.get_aggregations, given)
-            model = requests.CollectionAggregateGet if prefix else requests.AggregateGet
-            counting = create_async_endpoint(self.client.aggregate, model)
-            posted = requests.CollectionGet if prefix else EmptyRequest
-            for path, method, endpoint in (
-                ("aggregations", "GET", listing),
-                ("aggregate", "GET", counting),
-                ("aggregate", "POST", _with_body(self.client.aggregate, posted)),
-            ):
-                app.add_api_route(
-                    f"{prefix}/{path}",
-                    endpoint,
-                    name=f"{name}{path.capitalize()}",
-                    methods=[method],
-                    tags=["Aggregation Extension"],
-                )
+        client: Any = self.client
 
+        async def posted(request: Request, given: requests.AggregatePost) -> Any:
+            return await run_in_threadpool(client.aggregate, given, request=request)
 
-def _with_body(answer: Callable[..., Any], place: type[APIRequest]) -> Callable[..., Any]:
-    """Make an endpoint of what stands in the path and what is posted."""
+        async def posted_to(
+            request: Request, collection_id: str, given: requests.AggregatePost
+        ) -> Any:
+            return await run_in_threadpool(client.aggregate, given, collection_id, request=request)
 
-    async def endpoint(
-        request: Request, given: requests.AggregatePost, place: Annotated[Any, Depends(place)]
-    ) -> Any:
-        return await run_in_threadpool(answer, given, request=request, **place.kwargs())
-
-    return endpoint
+        own = "/collections/{collection_id}"
+        listed, counted = client.get_aggregations, client.aggregate
+        for path, method, endpoint in (
+            ("/aggregations", "GET", create_async_endpoint(listed, EmptyRequest)),
+            (f"{own}/aggregations", "GET", create_async_endpoint(listed, requests.CollectionGet)),
+            ("/aggregate", "GET", create_async_endpoint(counted, requests.AggregateGet)),
+            (
+                f"{own}/aggregate",
+                "GET",
+                create_async_endpoint(counted, requests.CollectionAggregateGet),
+            ),
+            ("/aggregate", "POST", posted),
+            (f"{own}/aggregate", "POST", posted_to),
+        ):
+            name = path.replace(own, "Collection ").replace("/", "").title()
+            tags: list[str | Enum] = ["Aggregation Extension"]
+            app.add_api_route(path, endpoint, name=name, methods=[method], tags=tags)
 
 
 def _add_health(app: FastAPI, shelf: Shelf) -> None:
@@ -252,7 +252,7 @@ def _refuse_plainly(request: Request, error: Exception) -> JsonResponse:
 
 
 def _fail(request: Request, error: Exception) -> JsonResponse:
-    _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    # The server logs the error itself, which goes on to it.
     return _said(500, "InternalError", "the service failed on this request; its log says why")
 
 
@@ -296,7 +296,10 @@ class _Log:
 
 
 class _Limits:
-    """Refuse a body that is larger than any question, before it is in memory."""
+    """Refuse a body that is larger than any question, before it is in memory.
+
+    The framework has a limit too, but its refusal does not say what the limit is.
+    """
 
     def __init__(self, app: ASGIApp, most_bytes: int) -> None:
         self._app = app
@@ -308,35 +311,24 @@ class _Limits:
             return
         stated = dict(scope["headers"]).get(b"content-length", b"0")
         too_large = not stated.isdigit() or int(stated[:20]) > self._most_bytes
-        parts: list[bytes] = []
-        n_bytes = 0
-        while not too_large:
+        body = bytearray()
+        more = not too_large
+        while more:
             message = await receive()
             if message["type"] != "http.request":
                 return  # who asked is gone
-            parts.append(message.get("body", b""))
-            n_bytes += len(parts[-1])
-            too_large = n_bytes > self._most_bytes
-            if not message.get("more_body", False):
-                break
+            body += message.get("body", b"")
+            too_large = len(body) > self._most_bytes
+            more = message.get("more_body", False) and not too_large
         if too_large:
-            answer = _said(
-                413,
-                "TooLarge",
-                f"the body is larger than {self._most_bytes:,} bytes; send one patch at a time",
-                {"Connection": "close"},
-            )
+            said = f"the body is larger than {self._most_bytes:,} bytes; send one patch at a time"
+            answer = _said(413, "TooLarge", said, {"Connection": "close"})
             await answer(scope, receive, send)
             return
-        whole = {"type": "http.request", "body": b"".join(parts), "more_body": False}
-        given = False
+        messages = iter([{"type": "http.request", "body": bytes(body), "more_body": False}])
 
         async def replay() -> Message:
-            nonlocal given
-            if given:
-                return await receive()
-            given = True
-            return whole
+            return next(messages, None) or await receive()
 
         await self._app(scope, replay, send)
 

@@ -67,6 +67,8 @@ class ItemWriter:
         base_url
             What hrefs of the API begin with; ends with a slash.
         """
+        if not len(places):
+            return []
         columns = self._columns
         ids = columns.texts("id", places)
         written = {

@@ -15,6 +15,7 @@ from starlette.requests import Request
 
 from bigearth_cube.errors import InvalidInputError
 from bigearth_cube.pages import Fields
+from bigearth_cube.retrieval.distances import Metric
 from bigearth_cube.search import Question
 
 MOST_ITEMS: Final = 10_000
@@ -93,6 +94,39 @@ class _ManyGet(APIRequest):
 
 
 @attr.s
+class QuestionGet(_AreaGet, _FilterGet):
+    """Conditions on the items of one collection."""
+
+    ids: Annotated[str | None, Query(description="Names of items, by commas.")] = attr.ib(
+        default=None
+    )
+    intersects: _Intersects = attr.ib(default=None)
+
+
+@attr.s
+class DensityGet(QuestionGet):
+    """Parameters of ``GET /collections/{collection_id}/density``."""
+
+    zoom: Annotated[
+        int, Query(ge=0, le=22, description="Of the web map tiles that are counted by.")
+    ] = attr.ib(default=8)
+    label: Annotated[str | None, Query(description="Count the items of this class, too.")] = (
+        attr.ib(default=None)
+    )
+
+
+@attr.s
+class SimilarGet(QuestionGet):
+    """Parameters of ``GET /collections/{collection_id}/items/{item_id}/similar``."""
+
+    k: Annotated[int, Query(description="How many, 1 to 10,000.")] = attr.ib(default=10)
+    model: Annotated[
+        str | None, Query(description="Whose embeddings; not needed where there is one model.")
+    ] = attr.ib(default=None)
+    metric: Annotated[Metric, Query(description="Distance.")] = attr.ib(default="chi2")
+
+
+@attr.s
 class CollectionGet(APIRequest):
     """The name of a collection, in the path."""
 
@@ -141,6 +175,18 @@ class _SearchConditions(BaseModel):
     filter: str | dict[str, Any] | None = Field(None, description="CQL2, text or JSON.")
     filter_lang: str | None = Field(None, alias="filter-lang")
     filter_crs: str | None = Field(None, alias="filter-crs")
+
+
+class SimilarPost(_SearchConditions):
+    """Body of ``POST /collections/{collection_id}/similar``: ``bands`` or ``item``."""
+
+    bands: dict[str, Any] | None = Field(
+        None, description="DN (dB of VV and VH) by band, rows of numbers: all bands of a patch."
+    )
+    item: dict[str, Any] | None = Field(None, description="A STAC item of any cube served here.")
+    k: int = 10
+    model: str | None = None
+    metric: Metric = "chi2"
 
 
 class SearchPost(_SearchConditions):

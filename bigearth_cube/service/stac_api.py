@@ -53,7 +53,7 @@ class JsonResponse(Response):
 
     def render(self, content: Any) -> bytes:
         """Write the content."""
-        return orjson.dumps(content)
+        return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 @attr.s
@@ -112,21 +112,32 @@ class CoreClient(BaseCoreClient):
         request: Request = kwargs.pop("request")
         check_parameters(request, ItemsGet)
         self.shelf[collection_id]
-        return self._answer(request, kwargs, [collection_id])
+        return self.answer(request, kwargs, [collection_id])
 
     def get_search(self, **kwargs: Any) -> Any:  # type: ignore[override]
         """Answer ``GET /search``."""
         request: Request = kwargs.pop("request")
         check_parameters(request, SearchGet)
-        return self._answer(request, kwargs, None)
+        return self.answer(request, kwargs, None)
 
     def post_search(self, search_request: SearchPost, **kwargs: Any) -> Any:  # type: ignore[override]
         """Answer ``POST /search``."""
-        return self._answer(kwargs["request"], search_request.model_dump(), None)
+        return self.answer(kwargs["request"], search_request.model_dump(), None)
 
-    def _answer(
+    def answer(
         self, request: Request, given: dict[str, Any], collections: Sequence[str] | None
     ) -> Response:
+        """Answer a question with items.
+
+        Parameters
+        ----------
+        request
+            Whose answer it is: it says the form, and what links begin with.
+        given
+            Conditions, order, page and fields, as parameters or as a body.
+        collections
+            Names of cubes instead of those given.
+        """
         form = format_of(request)
         asked = Asked.of(given, **({} if form == "geojson" else {"most": MOST_ROWS}))
         served = self.shelf.among(asked.collections if collections is None else collections)
@@ -142,6 +153,19 @@ class CoreClient(BaseCoreClient):
         if form != "geojson":
             return _columns(served, page, form, links)
         return self._json(served, asked, page, base, links)
+
+    def ranked(
+        self, request: Request, served: Served, places: Places, distances: NDArray[np.float64]
+    ) -> Response:
+        """Answer with items in the order given, each with its ``distance`` as a property."""
+        base = get_base_url(request)
+        items = self._writers[served.name].features(places, base)
+        opening = b'"properties":{'
+        far = [opening + b'"distance":%b,' % orjson.dumps(d) for d in distances.tolist()]
+        written = [i.replace(opening, d, 1) for i, d in zip(items, far, strict=True)]
+        n = str(len(written)).encode()
+        body = b'{"type":"FeatureCollection","features":[%b],"links":[],"numberReturned":%b}'
+        return Response(body % (b",".join(written), n), media_type=GEOJSON)
 
     def _json(
         self,
