@@ -233,6 +233,8 @@ class _Evaluator:
                 raise _refusal(node, f"{op} needs conditions")
             combine = operator.and_ if op == "and" else operator.or_
             return functools.reduce(combine, map(self.predicate, args))
+        if op == "between" and len(args) == 2 and isinstance(args[1], list):
+            args = [args[0], *args[1]]  # as drafts of CQL2 had it, and clients still send it
         _check_arity(node, op, args)
         if op == "not":
             return ~self.predicate(args[0])

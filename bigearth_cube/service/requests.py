@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal
@@ -25,6 +26,9 @@ MOST_ROWS: Final = 1_000_000
 DEFAULT_LIMIT: Final = 10
 
 _CRS84: Final = "http://www.opengis.net/def/crs/OGC/1.3/CRS84"
+_INSTANT: Final = re.compile(
+    r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII
+)
 _TYPES: Final = {
     "application/vnd.apache.parquet": "geoparquet",
     "application/x-parquet": "geoparquet",
@@ -40,7 +44,7 @@ _Bbox = Annotated[str | None, Query(description="West, south, east, north in deg
 _Intersects = Annotated[str | None, Query(description="GeoJSON geometry, instead of a bbox.")]
 _Datetime = Annotated[
     str | None,
-    Query(description="Instant or interval: 2018-03, 2018-03-01T00:00:00Z/.., 2018-03/2018-05."),
+    Query(description="Instant or interval, as RFC 3339 has it: 2018-03-01T00:00:00Z/.. say."),
 ]
 _Limit = Annotated[
     str | None,
@@ -266,10 +270,24 @@ def question_of(given: Mapping[str, Any]) -> Question:
     return Question.of(
         bbox=_numbers(given.get("bbox"), "bbox"),
         intersects=_json(given.get("intersects"), "intersects"),
-        datetime=given.get("datetime") or None,
+        datetime=_datetime(given.get("datetime")),
         filter=_filter(given.get("filter"), given.get("filter_lang")),
         ids=_names(given.get("ids")),
     )
+
+
+def _datetime(given: str | None) -> str | None:
+    """Refuse what the library takes and STAC does not: a client means one thing everywhere."""
+    if not given:
+        return None
+    parts = given.split("/")
+    for part in parts:
+        if not _INSTANT.fullmatch(part) and not (len(parts) == 2 and part in ("", "..")):
+            raise InvalidInputError(
+                f"datetime is {given!r:.100}; expected e.g. 2018-03-01T00:00:00Z, "
+                f"2018-03-01T00:00:00Z/2018-05-31T23:59:59Z or 2018-03-01T00:00:00Z/.."
+            )
+    return given
 
 
 def _filter(given: Any, language: str | None) -> Any:

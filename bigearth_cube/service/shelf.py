@@ -27,6 +27,7 @@ _REPEATED: Final = (
     "roles",
     "zarr:node_type",
 )
+_MISSION: Final = "mission"
 _COLLECTION: Final = "collection.json"
 
 
@@ -55,7 +56,9 @@ class Served:
 
     def __init__(self, cube: Cube) -> None:
         self.cube = cube
-        self.index = ItemIndex(_in_one_chunk(cube.read_items(_REPEATED)))
+        table = _in_one_chunk(cube.read_items(_REPEATED))
+        # A field of STAC's core that clients filter by, as by eo:cloud_cover: here it is unknown.
+        self.index = ItemIndex(table.append_column(_MISSION, pa.nulls(len(table), pa.string())))
 
     @property
     def name(self) -> str:
