@@ -633,7 +633,7 @@ def serve(cubes: tuple[str, ...], host: str, port: int, workers: int) -> None:
     """
     # It warns of settings that the application has of its own.
     logging.getLogger("stac_fastapi").setLevel(logging.ERROR)
-    _extra("bigearth_cube.service.app").serve(cubes, host=host, port=port, workers=workers)
+    _extra("bigearth_cube.service.process").serve(cubes, host=host, port=port, workers=workers)
 
 
 @cli.group()

@@ -7,23 +7,20 @@ import json
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pyproj
-import xarray as xr
-import zarr
 from numpy.typing import NDArray
-from zarr.buffer.cpu import Buffer
 
 from bigearth_cube import layout as layouts
 from bigearth_cube import search as searching
 from bigearth_cube.counts import Counts, count_patches
 from bigearth_cube.errors import CubeIntegrityError, InvalidInputError, NotFoundError
-from bigearth_cube.item_index import ItemIndex
+from bigearth_cube.item_index import ItemIndex, one_array
 from bigearth_cube.layout import CubeLayout, Documents
 from bigearth_cube.lock import lock
 from bigearth_cube.nomenclature import (
@@ -35,6 +32,11 @@ from bigearth_cube.release import Release, StoredObject, current_tables, runs_of
 from bigearth_cube.shards import ArrayLayout, array_layout, checksum
 from bigearth_cube.storage import Storage, StorageOptions
 from bigearth_cube.writer import ROOT, ROOT_RECORD, ZARR, CubeWriter
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+_COLUMNS_AT_ONCE: Final = 2
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,8 @@ class Cube:
         Every group carries the root's columns (id, labels' presence, place, time, corner) and
         ``row``, the index in the stored arrays, as coordinates along ``patch``.
         """
+        import xarray as xr  # takes longer to import than to open a cube takes
+
         store: Any = _Opened(self.storage.child(ZARR).zarr_store(), self.root)
         opened = xr.open_datatree(store, engine="zarr", consolidated=True, chunks={}, zarr_format=3)
         root = opened.to_dataset(inherit=False)
@@ -193,6 +197,11 @@ class Cube:
         without
             Names of columns or of fields of ``assets``, e.g. ``"links"``, ``"href"``.
 
+        Returns
+        -------
+        pyarrow.Table
+            Each column in one chunk, as an index wants it.
+
         Raises
         ------
         CubeIntegrityError
@@ -200,8 +209,21 @@ class Cube:
         StorageError
             If storage refuses or cannot be reached.
         """
-        keys = current_tables(self.releases)
-        return pa.concat_tables([_read_table(self.storage, key, without) for key in keys])
+        tables = [(key, _table_bytes(self.storage, key)) for key in current_tables(self.releases)]
+        first = _table_file(*tables[0])
+        leaves: dict[str, list[str]] = {}
+        for path in (first.schema.column(i).path for i in range(len(first.schema))):
+            if not {path, *path.split(".")} & {*without}:
+                leaves.setdefault(path.split(".")[0], []).append(path)
+
+        def read(paths: list[str]) -> pa.Array:
+            parts = [_table_file(*table).read(paths, use_threads=False) for table in tables]
+            return one_array(pa.concat_tables(parts).column(0))
+
+        # A column or two at a time: whole tables would lie in memory twice.
+        with _faults_of(tables[0][0]), ThreadPoolExecutor(_COLUMNS_AT_ONCE) as pool:
+            columns = dict(zip(leaves, pool.map(read, leaves.values()), strict=True))
+        return pa.table(columns, metadata=first.schema_arrow.metadata)
 
     def search(self, **query: Any) -> searching.Selection:
         """Select patches; see ``bigearth_cube.search.search`` for the query.
@@ -233,6 +255,9 @@ class Cube:
         StorageError
             If storage refuses or cannot be reached.
         """
+        import zarr
+        from zarr.buffer.cpu import Buffer
+
         document = self.documents.get(path)
         if document is None or document["node_type"] != "array":
             raise InvalidInputError(f"no array {path!r} in cube {self.id!r}")
@@ -339,6 +364,8 @@ class Cube:
         NotFoundError
             If the cube has no such patch.
         """
+        import xarray as xr
+
         position = int(np.searchsorted(self.rows, self.row_of(patch_id)))
         nodes = {}
         for node in self.tree.subtree:
@@ -571,17 +598,33 @@ class _Opened(zarr.storage.WrapperStore[Any]):
         return await super().get(key, prototype, byte_range)
 
 
-def _read_table(storage: Storage, key: str, without: Collection[str] = ()) -> pa.Table:
-    try:
-        file = pq.ParquetFile(pa.BufferReader(storage.read(key)))
-        leaves = [file.schema.column(i).path for i in range(len(file.schema))]
-        wanted = [leaf for leaf in leaves if not {leaf, *leaf.split(".")} & {*without}]
+def _read_table(storage: Storage, key: str) -> pa.Table:
+    file = _table_file(key, _table_bytes(storage, key))
+    with _faults_of(key):
         # Without threads: one that is left when the interpreter ends would abort the process.
-        return file.read(wanted if without else None, use_threads=False)
+        return file.read(use_threads=False)
+
+
+def _table_bytes(storage: Storage, key: str) -> pa.Buffer:
+    with _faults_of(key):
+        return pa.py_buffer(storage.read(key))
+
+
+def _table_file(key: str, data: pa.Buffer) -> pq.ParquetFile:
+    with _faults_of(key):
+        return pq.ParquetFile(pa.BufferReader(data))
+
+
+@contextmanager
+def _faults_of(key: str) -> Iterator[None]:
+    try:
+        yield
     except NotFoundError:
         reason = "object is missing; it was written with the release"
-    except pa.ArrowException as error:
+    except (pa.ArrowException, pa.ArrowIOError) as error:
         reason = f"not a parquet file ({error})"
+    else:
+        return
     raise CubeIntegrityError(key, reason) from None
 
 
@@ -602,6 +645,9 @@ def _as_slice(rows: NDArray[np.int64]) -> NDArray[np.int64] | slice:
 
 def _georeferenced(dataset: xr.Dataset, resolution_m: int) -> xr.Dataset:
     """Add x and y of pixel centers (meters) and the CRS, CF style."""
+    import pyproj
+    import xarray as xr
+
     ulx, uly = int(dataset["ulx"]), int(dataset["uly"])
     x = ulx + resolution_m * (np.arange(dataset.sizes["x"]) + 0.5)
     y = uly - resolution_m * (np.arange(dataset.sizes["y"]) + 0.5)

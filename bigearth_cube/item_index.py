@@ -375,7 +375,9 @@ def _unknown(column: pa.Array) -> Mask | None:
 
 
 def one_array(column: pa.ChunkedArray) -> pa.Array:
-    """Join the chunks of a column."""
+    """Join the chunks of a column; one alone is not copied."""
+    if column.num_chunks == 1:
+        return column.chunk(0)
     chunks = column.combine_chunks()
     return pa.concat_arrays(chunks.chunks) if isinstance(chunks, pa.ChunkedArray) else chunks
 

@@ -11,7 +11,7 @@ import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +19,6 @@ import pyarrow.parquet as pq
 import pyproj
 from numpy.typing import NDArray
 
-from bigearth_cube.archive.base import PatchRecord
 from bigearth_cube.errors import InvalidInputError
 from bigearth_cube.nomenclature import (
     CLASSES_43,
@@ -38,6 +37,9 @@ from bigearth_cube.nomenclature import (
     labels_43_to_19,
     season_of,
 )
+
+if TYPE_CHECKING:
+    from bigearth_cube.archive.base import PatchRecord
 
 STAC_VERSION: Final = "1.1.0"
 BEC_SCHEMA: Final = "https://bigearth-cube.github.io/bec/v1.0.0/schema.json"
@@ -180,6 +182,7 @@ def items_table(
 
     Examples
     --------
+    >>> from bigearth_cube.archive import PatchRecord
     >>> when = datetime(2017, 6, 13, 10, 10, 31, tzinfo=UTC)
     >>> record = PatchRecord("a_6_57", "t", "33UUP", 6, 57, when, 32633, 307200, 5331600)
     >>> table = items_table([record], np.array([5]), collection="mine", archive="v2")

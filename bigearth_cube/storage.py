@@ -22,13 +22,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 from urllib.parse import urlsplit
 
-import fsspec
 import obstore
-import zarr.storage
 from botocore.configprovider import ConfiguredEndpointProvider
 from botocore.exceptions import BotoCoreError, ProfileNotFound
 from botocore.session import Session as BotocoreSession
-from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
 from obstore import exceptions as obstore_errors
 from obstore.store import HTTPStore, LocalStore, S3Store
 
@@ -113,6 +110,8 @@ class _ObstoreBackend:
             yield from ((str(entry["path"]), int(entry["size"])) for entry in page)
 
     def zarr_store(self, *, read_only: bool) -> Any:
+        import zarr.storage  # takes as long to import as to open a cube takes
+
         return zarr.storage.ObjectStore(self._store, read_only=read_only)
 
 
@@ -224,6 +223,8 @@ class _LocalBackend(_ObstoreBackend):
 
 class _FsspecBackend:
     def __init__(self, url: str, options: StorageOptions) -> None:
+        import fsspec
+
         self._fs, self._root = fsspec.url_to_fs(url, **options)
 
     def _path(self, key: str) -> str:
@@ -258,6 +259,9 @@ class _FsspecBackend:
             yield path.removeprefix(root), int(info["size"])
 
     def zarr_store(self, *, read_only: bool) -> Any:
+        import zarr.storage
+        from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
+
         fs = self._fs if self._fs.async_impl else AsyncFileSystemWrapper(self._fs)
         return zarr.storage.FsspecStore(fs, path=self._root.rstrip("/"), read_only=read_only)
 

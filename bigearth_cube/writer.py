@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
 from bigearth_cube import layout as layouts
@@ -74,6 +73,8 @@ class CubeWriter:
 
     def write_column(self, path: str, start: int, values: NDArray[Any]) -> list[StoredObject]:
         """Write a column from row ``start`` on; older rows keep their values."""
+        import zarr
+
         store = self.storage.child(ZARR).zarr_store(read_only=False)
         # Empty chunks are written too, so that a missing one is always an error.
         array = zarr.open_array(store=store, path=path, mode="r+").with_config(

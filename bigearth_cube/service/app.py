@@ -5,10 +5,7 @@ State is what was opened at the start, so any number of processes answer alike.
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-import socket
 import time
 from collections.abc import Sequence
 from enum import Enum
@@ -16,7 +13,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
-import uvicorn
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from stac_fastapi.api.app import StacApi
@@ -36,9 +32,8 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn.supervisors import Multiprocess
 
-from bigearth_cube.cube import Cube, open_cube
+from bigearth_cube.cube import Cube
 from bigearth_cube.errors import (
     BigEarthCubeError,
     CubeIntegrityError,
@@ -64,8 +59,6 @@ _TITLE: Final = "BigEarthNet"
 _DESCRIPTION: Final = (
     "Sentinel-1 and Sentinel-2 patches of BigEarthNet with land-cover labels, from cubes."
 )
-_CUBES: Final = "BEC_SERVE_CUBES"
-_GRACE_S: Final = 10
 _EXPLORER: Final = Path(__file__).parent / "explorer" / "dist"
 _NO_EXPLORER: Final = (
     "<!doctype html><html lang=en><title>BigEarthNet</title><p>The explorer is not built: run "
@@ -96,17 +89,7 @@ _log = logging.getLogger(__name__)
 
 
 def create_app(cubes: Sequence[Cube]) -> FastAPI:
-    """Make the application that serves some cubes.
-
-    Parameters
-    ----------
-    cubes
-        At least one, each with a name of its own.
-
-    Returns
-    -------
-    fastapi.FastAPI
-        An ASGI application.
+    """Make the application that serves some cubes; see ``app_of``.
 
     Raises
     ------
@@ -117,7 +100,22 @@ def create_app(cubes: Sequence[Cube]) -> FastAPI:
     StorageError
         If storage refuses or cannot be reached.
     """
-    shelf = Shelf(cubes)
+    return app_of(Shelf(cubes))
+
+
+def app_of(shelf: Shelf) -> FastAPI:
+    """Make the application.
+
+    Parameters
+    ----------
+    shelf
+        The cubes that it serves.
+
+    Returns
+    -------
+    fastapi.FastAPI
+        An ASGI application.
+    """
     extensions = [
         FilterExtension(client=QueryablesClient(shelf=shelf), conformance_classes=_FILTERS),
         SearchSortExtension(client=SortablesClient(shelf=shelf)),
@@ -161,6 +159,7 @@ def create_app(cubes: Sequence[Cube]) -> FastAPI:
     _add_errors(api.app)
     _add_health(api.app, shelf)
     _add_explorer(api.app)
+    api.app.state.shelf = shelf
     return api.app
 
 
@@ -331,60 +330,3 @@ class _Limits:
             return next(messages, None) or await receive()
 
         await self._app(scope, replay, send)
-
-
-# --- as a process --------------------------------------------------------------------------------
-
-
-def serve(
-    urls: Sequence[str], *, host: str = "127.0.0.1", port: int = 8000, workers: int = 1
-) -> None:
-    """Serve cubes until told to stop; requests that are under way are finished first.
-
-    Parameters
-    ----------
-    urls
-        Of the cubes.
-    host, port
-        Where to listen; port 0 takes a free one.
-    workers
-        Processes, each with the items in its own memory.
-
-    Raises
-    ------
-    NotFoundError
-        If there is no cube at a URL.
-    InvalidInputError
-        If two cubes have one name.
-    OSError
-        If the address cannot be listened at.
-    """
-    logging.getLogger("bigearth_cube").setLevel(logging.INFO)
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.create_server((host, port), family=family, backlog=2048) as listening:
-        settings: dict[str, Any] = {
-            "log_config": None,
-            "access_log": False,
-            "timeout_graceful_shutdown": _GRACE_S,
-        }
-        cubes = [open_cube(url) for url in urls]
-        shown = f"[{host}]" if ":" in host else host
-        where = f"http://{shown}:{listening.getsockname()[1]}/"
-        if workers == 1:
-            config = uvicorn.Config(create_app(cubes), **settings)
-            _log.info("serving %s at %s", ", ".join(cube.id for cube in cubes), where)
-            uvicorn.Server(config).run(sockets=[listening])
-            return
-        os.environ[_CUBES] = json.dumps(list(urls))
-        config = uvicorn.Config(
-            "bigearth_cube.service.app:from_environment", factory=True, workers=workers, **settings
-        )
-        _log.info("starting %d processes at %s", workers, where)
-        Multiprocess(config, sockets=[listening]).run()
-
-
-def from_environment() -> FastAPI:
-    """Make the application in one of several processes, from what ``serve`` left for it."""
-    logging.basicConfig(format="bec: %(message)s", level=logging.WARNING)
-    logging.getLogger("bigearth_cube").setLevel(logging.INFO)
-    return create_app([open_cube(url) for url in json.loads(os.environ[_CUBES])])

@@ -126,7 +126,7 @@ def item_of(served: Served, code: int) -> dict[str, Any]:
     stated = {"type": "Feature", "stac_version": STAC_VERSION, "links": links, "assets": assets}
     for name, value in stated.items():
         row = row.append_column(name, pa.array([value]))
-    item = stac.items(row, cube_url=served.cube.url)[0]
+    item = stac.items(row, cube_url=served.url)[0]
     return dict(orjson.loads(orjson.dumps(item)))  # a copy: bands and classes are shared
 
 

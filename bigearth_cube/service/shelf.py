@@ -6,6 +6,7 @@ import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
+from urllib.parse import urlsplit, urlunsplit
 
 import numpy as np
 import orjson
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from bigearth_cube.cube import Cube
 from bigearth_cube.errors import CubeIntegrityError, InvalidInputError, NotFoundError
-from bigearth_cube.item_index import ItemIndex, one_array
+from bigearth_cube.item_index import ItemIndex
 from bigearth_cube.nomenclature import GROUPS
 
 # Of an asset only its presence is read: the rest is the same for every item.
@@ -56,7 +57,7 @@ class Served:
 
     def __init__(self, cube: Cube) -> None:
         self.cube = cube
-        table = _in_one_chunk(cube.read_items(_REPEATED))
+        table = cube.read_items(_REPEATED)
         # A field of STAC's core that clients filter by, as by eo:cloud_cover: here it is unknown.
         self.index = ItemIndex(table.append_column(_MISSION, pa.nulls(len(table), pa.string())))
 
@@ -64,6 +65,14 @@ class Served:
     def name(self) -> str:
         """Id of the collection."""
         return self.cube.id
+
+    @functools.cached_property
+    def url(self) -> str:
+        """Where the cube lies, as strangers may read it: without a password in it."""
+        parts = urlsplit(self.cube.url)
+        if not parts.netloc:
+            return self.cube.url
+        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
     def place_of(self, patch_id: str) -> int:
         """Return the place of a patch in the index.
@@ -160,12 +169,3 @@ class Shelf:
             for name, served in self.served.items()
             if collections is None or name in collections
         ]
-
-
-def _in_one_chunk(table: pa.Table) -> pa.Table:
-    """Make one chunk of each column, as an index does anyway, with one of them twice at a time."""
-    columns = {}
-    for name in table.column_names:
-        columns[name] = one_array(table[name])
-        table = table.drop_columns([name])
-    return pa.table(columns, metadata=table.schema.metadata)

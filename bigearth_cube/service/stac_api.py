@@ -265,7 +265,7 @@ def collection_of(served: Served, base: str) -> dict[str, Any]:
     """Describe a cube as the API has it: links of the API, hrefs absolute."""
     stored = served.collection
     own = _collection_url(base, served)
-    beside = served.cube.url.rstrip("/") + "/"
+    beside = served.url.rstrip("/") + "/"
 
     def absolute(entry: dict[str, Any]) -> dict[str, Any]:
         href = entry["href"]
