@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import shutil
 import signal
 import socket
@@ -14,10 +15,12 @@ import sys
 import threading
 import urllib.request
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import brotli
 import distributed
 import numpy as np
 import onnx
@@ -25,9 +28,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pystac_client
 import pytest
+import schemathesis
 import stac_geoparquet.arrow
 import uvicorn
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from onnx import helper
 from starlette.testclient import TestClient
@@ -121,6 +125,16 @@ def test_items_are_those_that_the_library_makes_but_for_links_of_the_api(
         item["assets"].pop("thumbnail")
         del item["links"], known["links"]
         assert item == known
+
+
+def test_a_large_answer_is_compressed_for_who_understands_it(client: TestClient) -> None:
+    url, compressed = "/search?limit=600", {"Accept-Encoding": "br"}
+    with client.stream("GET", url, headers=compressed) as answer:
+        assert answer.headers["content-encoding"] == "br"
+        small = b"".join(answer.iter_raw())
+    plain = client.get(url, headers={"Accept-Encoding": "identity"}).content
+    assert len(small) < len(plain) / 10
+    assert brotli.decompress(small) == plain
 
 
 def test_an_item_by_its_name_is_the_one_that_the_search_gives(client: TestClient) -> None:
@@ -676,17 +690,29 @@ def test_a_browser_is_sent_to_the_explorer_and_a_client_is_not(client: TestClien
     assert client.get("/healthz").json()["status"] == "UP"
 
 
-@pytest.fixture(scope="module")
-def server_url(cube: Cube) -> Iterator[str]:
-    """A real server, in a thread."""
+@contextmanager
+def _serving(cubes: Sequence[Cube]) -> Iterator[str]:
+    """Run a real server in a thread."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        config = uvicorn.Config(create_app([cube]), log_config=None, access_log=False, ws="none")
+        config = uvicorn.Config(create_app(cubes), log_config=None, access_log=False, ws="none")
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         yield f"http://127.0.0.1:{listening.getsockname()[1]}"
         server.should_exit = True
         thread.join()
+
+
+@pytest.fixture(scope="module")
+def server_url(cube: Cube) -> Iterator[str]:
+    with _serving([cube]) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def twin_url(twins: tuple[Cube, Cube]) -> Iterator[str]:
+    with _serving(twins) as url:
+        yield url
 
 
 def test_pystac_client_pages_through_everything(server_url: str, cube: Cube) -> None:
@@ -728,3 +754,49 @@ def test_bec_serve_starts_answers_and_stops_when_told(cube_url: str) -> None:
             process.wait(30)
         assert "GET /search 200" in said
         assert "Traceback" not in said
+
+
+@pytest.mark.slow
+def test_stac_api_validator_finds_no_fault(twin_url: str) -> None:
+    if not os.environ.get("BEC_STAC_SCHEMAS"):
+        pytest.skip("BEC_STAC_SCHEMAS names no folder of schemas")
+    pytest.importorskip("stac_api_validator")
+    box = [[[0, 40], [30, 40], [30, 60], [0, 60], [0, 40]]]
+    geometry = json.dumps({"type": "Polygon", "coordinates": box})
+    classes = ("core", "collections", "features", "item-search", "filter")
+    command = [sys.executable, "-m", "tests.stac_offline", "--root-url", f"{twin_url}/"]
+    command += [word for name in classes for word in ("--conformance", name)]
+    command += ["--collection", "one", "--geometry", geometry]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert "Errors: none" in said.stdout, said.stdout[-3000:] + said.stderr[-2000:]
+    assert said.returncode == 0
+
+
+@pytest.mark.parametrize(
+    "which", ["the API as a whole", pytest.param("slow", marks=pytest.mark.slow)]
+)
+def test_nothing_that_the_openapi_allows_makes_the_service_fail(
+    twin_client: TestClient, which: str
+) -> None:
+    schema = schemathesis.openapi.from_asgi("/api", twin_client.app)
+    examples = 100 if which == "slow" else 3
+    asked = 0
+    for result in schema.get_all_operations():
+        operation = result.ok()
+
+        @settings(
+            max_examples=examples,
+            deadline=None,
+            database=None,
+            phases=[Phase.explicit, Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(case=operation.as_strategy())
+        def ask(case: schemathesis.Case) -> None:
+            nonlocal asked
+            asked += 1
+            answer = case.call(session=None)
+            assert answer.status_code < 500, (case.as_curl_command(), answer.text[:500])
+
+        ask()
+    assert asked > 25 * examples // 3

@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
+from brotli_asgi import BrotliMiddleware
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from stac_fastapi.api.app import StacApi
@@ -22,7 +23,11 @@ from stac_fastapi.extensions.aggregation import AggregationExtension
 from stac_fastapi.extensions.fields import FieldsExtension
 from stac_fastapi.extensions.fields.fields import FieldsConformanceClasses
 from stac_fastapi.extensions.filter import FilterConformanceClasses, FilterExtension
-from stac_fastapi.extensions.sort import ItemCollectionSortExtension, SearchSortExtension
+from stac_fastapi.extensions.sort import (
+    ItemCollectionSortExtension,
+    SearchSortExtension,
+    SortConformanceClasses,
+)
 from stac_fastapi.types.config import ApiSettings
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -85,6 +90,12 @@ _FILTERS: Final[list[str]] = [
     FilterConformanceClasses.ARRAY_FUNCTIONS,
     FilterConformanceClasses.PROPERTY_PROPERTY,
 ]
+_SORTS: Final[list[str]] = [
+    SortConformanceClasses.ITEM_SEARCH_SORT,
+    SortConformanceClasses.ITEM_SEARCH_SORTABLES,
+    # pystac-client knows no later version.
+    "https://api.stacspec.org/v1.0.0/item-search#sort",
+]
 _log = logging.getLogger(__name__)
 
 
@@ -118,7 +129,7 @@ def app_of(shelf: Shelf) -> FastAPI:
     """
     extensions = [
         FilterExtension(client=QueryablesClient(shelf=shelf), conformance_classes=_FILTERS),
-        SearchSortExtension(client=SortablesClient(shelf=shelf)),
+        SearchSortExtension(client=SortablesClient(shelf=shelf), conformance_classes=_SORTS),
         ItemCollectionSortExtension(client=SortablesClient(shelf=shelf)),
         FieldsExtension(
             conformance_classes=[FieldsConformanceClasses.SEARCH, FieldsConformanceClasses.ITEMS]
@@ -152,6 +163,14 @@ def app_of(shelf: Shelf) -> FastAPI:
                 max_age=600,
             ),
             Middleware(_Limits, most_bytes=LARGEST_BODY),
+            # The quickest level: a page of 10,000 items is 18 MB, and waits for it.
+            Middleware(
+                BrotliMiddleware,
+                quality=1,
+                minimum_size=1000,
+                gzip_fallback=False,
+                excluded_handlers=[r"\.png$"],
+            ),
             Middleware(_Log),
         ],
     )
