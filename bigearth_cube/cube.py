@@ -156,7 +156,9 @@ class Cube:
         """
         import xarray as xr  # takes longer to import than to open a cube takes
 
-        store: Any = _Opened(self.storage.child(ZARR).zarr_store(), self.root)
+        from bigearth_cube.opened_store import OpenedStore
+
+        store: Any = OpenedStore(self.storage.child(ZARR).zarr_store(), ROOT, self.root)
         opened = xr.open_datatree(store, engine="zarr", consolidated=True, chunks={}, zarr_format=3)
         root = opened.to_dataset(inherit=False)
         # Variables, not arrays: an array would bring the root's `id` and `acquired` along, over
@@ -580,22 +582,6 @@ def open_cube(
     attributes = {**attributes, "layout": layout.to_json()}
     documents = layouts.resized(layouts.without_groups(documents, later), until[-1].stop)
     return Cube(storage, attributes, documents, until[-1], until, data)
-
-
-class _Opened(zarr.storage.WrapperStore[Any]):
-    """A store whose root document was read already: not asked for again, nor of a later release."""
-
-    def __init__(self, store: Any, root: bytes = b"") -> None:
-        super().__init__(store)
-        self._root = root
-
-    def _with_store(self, store: Any) -> _Opened:
-        return type(self)(store, self._root)
-
-    async def get(self, key: str, prototype: Any = None, byte_range: Any = None) -> Any:
-        if key == ROOT and byte_range is None:
-            return prototype.buffer.from_bytes(self._root)
-        return await super().get(key, prototype, byte_range)
 
 
 def _read_table(storage: Storage, key: str) -> pa.Table:
