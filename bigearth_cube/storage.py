@@ -493,6 +493,8 @@ class Storage:
 
     def zarr_array(self, path: str) -> Any:
         """Open one array by zarr-python, to read."""
+        import zarr
+
         return zarr.open_array(self.zarr_store(), path=path, mode="r")
 
     @contextmanager

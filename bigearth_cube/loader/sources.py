@@ -83,7 +83,7 @@ class Patches:
         )
         self.sources = {
             group: tuple(
-                _source(cube, group, bands, int(start) // self.chunk_rows, self.chunk_rows)
+                pixel_source(cube, group, bands, int(start) // self.chunk_rows, self.chunk_rows)
                 for cube, start in zip(cubes, self._starts, strict=True)
             )
             for group, bands in wanted.items()
@@ -146,10 +146,33 @@ def _path(group: str) -> str:
     return f"{group}/{GROUPS[group].array}" if group in GROUPS else group
 
 
-def _source(
-    cube: Cube, group: str, bands: tuple[int, ...] | None, first_chunk: int, chunk_rows: int
+def pixel_source(
+    cube: Cube,
+    group: str,
+    bands: tuple[int, ...] | None = None,
+    first_chunk: int = 0,
+    chunk_rows: int | None = None,
 ) -> PixelSource:
+    """Return where the pixels of a group lie and how they are stored.
+
+    Parameters
+    ----------
+    cube
+        The cube.
+    group
+        E.g. ``"s2/r10m"``.
+    bands, first_chunk
+        As of ``PixelSource``.
+    chunk_rows
+        Patches in a chunk as it is numbered; those of the cube where it is None.
+
+    Raises
+    ------
+    InvalidInputError
+        If the cube has no such group, or no pixels at all.
+    """
     path = _path(group)
+    chunk_rows = chunk_rows or cube.layout.chunk_rows
     reason: object = None
     try:
         layout = cube.pixel_layout(group)

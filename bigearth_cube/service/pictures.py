@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bigearth_cube.errors import InvalidInputError, NotFoundError
-from bigearth_cube.loader.blocks import BlockReader, PixelSource, Target
+from bigearth_cube.loader.blocks import BlockReader, Target
+from bigearth_cube.loader.sources import pixel_source
 from bigearth_cube.nomenclature import (
     CLASSES_43,
     GROUPS,
@@ -29,7 +30,6 @@ from bigearth_cube.nomenclature import (
 )
 from bigearth_cube.service.memory import Memory
 from bigearth_cube.service.shelf import Served
-from bigearth_cube.writer import ZARR
 
 KINDS: Final[dict[str, tuple[str, ...]]] = {
     "true_color": ("B04", "B03", "B02"),
@@ -65,11 +65,7 @@ class Pictures:
     @functools.cached_property
     def _reader(self) -> BlockReader:
         cube = self._served.cube
-        sources = {
-            path: PixelSource(cube.pixel_layout(path), tuple(cube.filled(path)))
-            for path in cube.layout.groups
-        }
-        return BlockReader(cube.storage.child(ZARR), sources)
+        return BlockReader({path: (pixel_source(cube, path),) for path in cube.layout.groups})
 
     def groups_of(self, place: int) -> tuple[str, ...]:
         """Return the groups that a patch has pixels of."""
@@ -105,16 +101,16 @@ class Pictures:
             has = f"it has: {', '.join(here)}" if here else "it has none at all"
             raise NotFoundError(f"patch {name!r} has no pixels of {group}; {has}")
         row = int(self._served.index.rows[place])
-        rows = self._reader.sources[group].layout.chunk_rows
+        rows = self._reader.chunk_rows
         chunk = self._chunks.get((group, row // rows), lambda: self._read(group, row // rows))
         pixels: NDArray[Any] = chunk[row % rows]
         return pixels
 
     def _read(self, group: str, chunk: int) -> NDArray[Any]:
-        layout = self._reader.sources[group].layout
+        layout = self._reader.sources[group][0].layout
         out = np.empty((layout.chunk_rows, *layout.patch_shape), layout.dtype)
         (read,) = self._reader.reads(group, [chunk])
-        self._reader.fetch(read, [Target(out)])
+        self._reader.fetch(read, [Target(out, np.arange(layout.chunk_rows))])
         return out
 
     def picture(self, place: int, bands: Sequence[str]) -> bytes:
