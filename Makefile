@@ -14,7 +14,7 @@ export MALLOC_TRIM_THRESHOLD_ := 536870912
 export MALLOC_TOP_PAD_ := 16777216
 export MALLOC_ARENA_MAX := 2
 
-.PHONY: help setup demo test test-slow chaos check fmt bench clean bench-peers
+.PHONY: help setup demo test test-slow chaos check fmt bench clean bench-peers web serve
 .DEFAULT_GOAL := help
 
 help: ## what can be made
@@ -73,5 +73,18 @@ $(PEERS)/.tried: tests/benchmarks/peers/requirements.txt
 		{ rm -f $(PEERS)/bin/python; echo "bench-peers: cannot install them (log: $(PEERS)/setup.log)" >&2; }
 	@touch $@
 
+WEB := bigearth_cube/service/explorer
+
+web: ## build the explorer's page (needs Node and npm)
+	@command -v npm >/dev/null || { echo "web: npm is not here; install Node.js 20 or newer" >&2; exit 1; }
+	@npm ci --silent --ignore-scripts --prefix $(WEB)
+	@cd $(WEB) && npm run --silent check && npm run --silent build
+	@echo "web: built $(WEB)/dist"
+
+serve: $(READY) ## serve cubes: make serve CUBE="s3://bucket/bigearthnet-v2"
+	@$(BIN)/bec serve $(CUBE)
+
 clean: ## remove what was made, .venv too
 	@rm -rf $(VENV) $(PEERS) demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+	@rm -rf $(VENV) demo $(WEB)/dist $(WEB)/node_modules .pytest_cache .mypy_cache .ruff_cache .hypothesis

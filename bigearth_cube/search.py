@@ -413,8 +413,23 @@ class Selection:
             )
         return self.rows
 
+    def to_bytes(self) -> bytes:
+        """Return the selection as a parquet file: ``id`` and ``bec:row``."""
+        about = {
+            "format": _FORMAT,
+            "cube_id": self.cube_id,
+            "release": self.release,
+            "digest": self.digest,
+            "query": self.query,
+        }
+        table = pa.table({"id": self.ids, "bec:row": self.rows})
+        table = table.replace_schema_metadata({"bigearth_cube": json.dumps(about, default=str)})
+        sink = io.BytesIO()
+        pq.write_table(table, sink, compression="zstd")
+        return sink.getvalue()
+
     def save(self, url: str, storage_options: StorageOptions | None = None) -> None:
-        """Write the selection as one parquet file: ``id`` and ``bec:row``.
+        """Write the selection as one parquet file; see ``to_bytes``.
 
         Parameters
         ----------
@@ -428,19 +443,8 @@ class Selection:
         StorageError
             If storage refuses or cannot be reached.
         """
-        about = {
-            "format": _FORMAT,
-            "cube_id": self.cube_id,
-            "release": self.release,
-            "digest": self.digest,
-            "query": self.query,
-        }
-        table = pa.table({"id": self.ids, "bec:row": self.rows})
-        table = table.replace_schema_metadata({"bigearth_cube": json.dumps(about, default=str)})
-        sink = io.BytesIO()
-        pq.write_table(table, sink, compression="zstd")
         folder, name = _split_url(url)
-        Storage(folder, storage_options).write(name, sink.getvalue())
+        Storage(folder, storage_options).write(name, self.to_bytes())
 
     @classmethod
     def load(cls, url: str, storage_options: StorageOptions | None = None) -> Selection:

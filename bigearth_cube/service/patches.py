@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from bigearth_cube.errors import InvalidInputError
 from bigearth_cube.nomenclature import GROUPS
+from bigearth_cube.search import Selection
 from bigearth_cube.service import requests
 from bigearth_cube.service.alike import LookAlikes, pixels_of
 from bigearth_cube.service.pictures import KINDS, Pictures
@@ -22,6 +23,7 @@ from bigearth_cube.tally import cells
 _FRESH: Final = "public, max-age=3600"
 _MOST_CELLS: Final = 100_000
 _MOST_DATES: Final = 1000
+_PARQUET: Final = "application/vnd.apache.parquet"
 _Similar = Annotated[Any, Depends(requests.SimilarGet)]
 _ITEM: Final = "/collections/{collection_id}/items/{item_id}"
 
@@ -157,6 +159,31 @@ def router_of(shelf: Shelf, client: CoreClient) -> APIRouter:
         if asked.label is not None:
             found["with_label"] = _with_label(served, places, asked.zoom, asked.label, x, y)
         return JsonResponse(found)
+
+    @router.get(
+        "/collections/{collection_id}/selection",
+        response_class=Response,
+        responses={200: {"content": {_PARQUET: {}}}},
+    )
+    def selection(
+        request: Request, collection_id: str, asked: Annotated[Any, Depends(requests.QuestionGet)]
+    ) -> Response:
+        """Freeze what a question finds as a selection file, as ``bec search --out`` writes it."""
+        served = shelf[collection_id]
+        requests.check_parameters(request, requests.QuestionGet)
+        query = {name: value for name, value in asked.kwargs().items() if value is not None}
+        places = requests.question_of(asked.kwargs()).places(served.index)
+        frozen = Selection.of(
+            served.index,
+            served.index.rows[places],
+            cube_id=served.name,
+            release=served.cube.release.name,
+            query=query,
+        )
+        name = f'attachment; filename="{served.name}-selection.parquet"'
+        return Response(
+            frozen.to_bytes(), media_type=_PARQUET, headers={"Content-Disposition": name}
+        )
 
     return router
 

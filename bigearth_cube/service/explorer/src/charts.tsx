@@ -79,10 +79,12 @@ function Chart({ title, of, bars, total }: { title: string; of?: string; bars: B
               )}
             </th>
             <td>
-              <span class="length" style={{ width: `${(count / most) * 100}%`, background: color }} />
-              <span class="value">
-                {number(count)} <small>{total ? percent(count / total) : ""}</small>
-              </span>
+              <div class="track">
+                <span class="length" style={{ width: `${(count / most) * 100}%`, background: color }} />
+                <span class="value">
+                  {number(count)} <small>{total ? percent(count / total) : ""}</small>
+                </span>
+              </div>
             </td>
           </tr>
         ))}

@@ -1,0 +1,257 @@
+"""The explorer in a real browser, over the cube of 600 known patches.
+
+Screenshots lie in the folder that BEC_SCREENSHOTS names, where it is set.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bigearth_cube import nomenclature
+from bigearth_cube.cube import Cube, open_cube
+from bigearth_cube.search import Selection
+
+pytest.importorskip("fastapi")
+uvicorn = pytest.importorskip("uvicorn")
+sync_api = pytest.importorskip("playwright.sync_api")
+
+FOLDER = Path(nomenclature.__file__).parent / "service" / "explorer"
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+built = pytest.mark.skipif(
+    not (FOLDER / "dist" / "index.html").is_file() or CHROMIUM is None,
+    reason="needs the built page (make web) and chromium",
+)
+MODEL = "spectra"
+
+
+@pytest.fixture(scope="module")
+def shown(cube_url: str, tmp_path_factory: pytest.TempPathFactory) -> Cube:
+    """A copy of the cube of known patches, with embeddings."""
+    url = str(shutil.copytree(cube_url, tmp_path_factory.mktemp("shown") / "cube"))
+    cube = open_cube(url)
+    vectors = np.full((cube.n_rows, 8), np.nan, np.float32)
+    vectors[cube.rows] = np.random.default_rng(0).random((len(cube.rows), 8))
+    cube.write_embeddings(MODEL, vectors)
+    return open_cube(url)
+
+
+@pytest.fixture(scope="module")
+def address(shown: Cube) -> Iterator[str]:
+    """Where a server on loopback shows the explorer."""
+    from bigearth_cube.service.app import create_app
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = uvicorn.Server(
+            uvicorn.Config(create_app([shown]), log_config=None, access_log=False)
+        )
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}/explorer/"
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium without a screen, drawing in software, that calls nobody by itself."""
+    with sync_api.sync_playwright() as playwright:
+        quiet = ("background-networking", "component-update", "sync", "quic")
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM,
+            args=[
+                "--no-sandbox",
+                "--enable-unsafe-swiftshader",
+                *(f"--disable-{q}" for q in quiet),
+            ],
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Any, address: str) -> Iterator[Any]:
+    """A page of 1280 x 900 px that fails the test on an error or on a request to another host."""
+    faults: list[str] = []
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.set_default_timeout(60_000)
+    own = address.removesuffix("explorer/")
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on(
+        "request",
+        lambda r: faults.append(r.url) if not r.url.startswith((own, "data:", "blob:")) else None,
+    )
+    yield page
+    page.close()
+    assert faults == []
+
+
+def keep(page: Any, name: str) -> None:
+    """Keep a screenshot where a folder for them is named."""
+    if folder := os.environ.get("BEC_SCREENSHOTS"):
+        page.screenshot(path=f"{folder}/{name}.png")
+
+
+def total(page: Any) -> int:
+    """Number of patches that the page says are left, once it has counted."""
+    page.wait_for_selector(".total[aria-busy=false] strong")
+    return int(page.inner_text(".total strong").replace(",", ""))
+
+
+def test_classes_and_colors_are_those_of_the_library() -> None:
+    text = (FOLDER / "src" / "classes.ts").read_text()
+    codes = re.findall(r'\[(\d+), ("[^"]+"), "(#\w+)"\]', text)
+    assert [(int(code), json.loads(name), color) for code, name, color in codes] == [
+        (c.code, c.name, c.color) for c in nomenclature.CLASSES_43
+    ]
+    colors = dict(re.findall(r'^  \["([^"]+)", "(#\w+)"\],$', text, re.MULTILINE))
+    assert tuple(colors) == nomenclature.NAMES_19
+    for name, color in colors.items():
+        assert color in [c.color for c in nomenclature.CLASSES_43 if c.name_19 == name]
+
+
+@built
+def test_a_filter_leaves_what_a_search_of_the_cube_finds(
+    page: Any, address: str, shown: Cube, tmp_path: Path
+) -> None:
+    page.goto(address)
+    assert total(page) == len(shown.rows)
+    keep(page, "map")
+    page.get_by_role("checkbox", name="Pastures").check()
+    page.get_by_role("checkbox", name="summer").check()
+    pastures = """A_OVERLAPS("bec:labels", ('Pastures')) AND "bec:season" = 'summer'"""
+    expected = shown.search(filter=pastures)
+    page.wait_for_function(
+        "n => document.querySelector('.total strong')?.textContent === n", arg=str(len(expected))
+    )
+    page.get_by_role("button", name="Copy as").click()
+    assert "bec search" in page.inner_text(".copy")
+    assert pastures in page.inner_text(".copy").replace('\\"', '"')
+    keep(page, "copy")
+    with page.expect_download() as download:
+        page.get_by_role("link", name="selection.parquet").click()
+    download.value.save_as(tmp_path / "selection.parquet")
+    assert Selection.load(str(tmp_path / "selection.parquet")).digest == expected.digest
+    page.get_by_role("button", name="Clear all filters").click()
+    page.wait_for_function(
+        "n => document.querySelector('.total strong')?.textContent === n", arg=str(len(shown.rows))
+    )
+
+
+@built
+def test_a_patch_shows_its_bands_a_spectrum_and_its_look_alikes(page: Any, address: str) -> None:
+    page.goto(f"{address}?view=patches")
+    page.locator(".card").first.click()
+    title = page.inner_text("#patch-title")
+    page.wait_for_function("document.querySelector('.picture img')?.naturalWidth === 120")
+    true_color = page.get_attribute(".picture img", "src")
+    page.get_by_role("button", name="False color").click()
+    assert page.get_attribute(".picture img", "src") != true_color
+    page.get_by_role("button", name="Other bands").click()
+    page.get_by_label("red").select_option("B11")
+    assert "bands=B11%2CB8A%2CB04" in page.get_attribute(".picture img", "src")
+    page.locator(".picture").press("ArrowRight")
+    page.get_by_role("heading", name="Pixel 61, 60").wait_for()
+    assert page.locator(".spectrum circle").count() == 12
+    page.get_by_role("button", name="Find look-alikes").click()
+    page.wait_for_selector(".alike .card")
+    assert page.locator(".alike .card").count() == 24
+    assert title not in page.locator(".alike .card").evaluate_all(
+        "cards => cards.map(c => c.title)"
+    )
+    keep(page, "patch")
+    page.locator(".alike .card").first.click()
+    page.wait_for_function(
+        "t => document.querySelector('#patch-title').textContent !== t", arg=title
+    )
+
+
+@built
+def test_an_address_can_be_shared_and_the_back_button_goes_back(
+    page: Any, browser: Any, address: str
+) -> None:
+    page.goto(address)
+    everything = total(page)
+    page.get_by_role("checkbox", name="winter").check()
+    page.get_by_role("button", name="Statistics").click()
+    page.wait_for_selector(".chart")
+    page.wait_for_function(
+        "n => document.querySelector('.total strong')?.textContent !== n", arg=str(everything)
+    )
+    left = total(page)
+    assert left < everything
+    keep(page, "statistics")
+    other = browser.new_page()
+    other.goto(page.url)
+    assert total(other) == left
+    assert other.get_by_role("checkbox", name="winter").is_checked()
+    assert other.locator(".chart").count() > 0
+    other.close()
+    page.go_back()
+    page.wait_for_selector(".map")
+    page.go_back()
+    page.wait_for_function(
+        "n => document.querySelector('.total strong')?.textContent === n", arg=str(everything)
+    )
+    assert not page.get_by_role("checkbox", name="winter").is_checked()
+
+
+@built
+def test_what_the_service_refuses_is_said_in_its_words(page: Any, address: str) -> None:
+    page.goto(f"{address}?from=2018-03-01&to=2017-01-01")
+    assert "2018-03-01" in page.get_by_role("alert").first.inner_text()
+    page.goto(f"{address}?patch=no-such-patch")
+    page.wait_for_selector("dialog .error")
+    assert "no patch 'no-such-patch'" in page.inner_text("dialog .error")
+    keep(page, "refusal")
+    page.goto(f"{address}?collection=elsewhere")
+    assert 'no collection "elsewhere"' in page.get_by_role("alert").inner_text()
+
+
+@built
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_narrow_screen_scrolls_one_way_only(browser: Any, address: str, scheme: str) -> None:
+    page = browser.new_page(viewport={"width": 380, "height": 800}, color_scheme=scheme)
+    for view in ("map", "patches", "charts", "copy"):
+        page.goto(f"{address}?view={view}")
+        total(page)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 380, view
+    page.get_by_role("button", name="Filters").click()
+    assert page.get_by_role("checkbox", name="Pastures").is_visible()
+    keep(page, f"narrow-{scheme}")
+    page.close()
+
+
+@built
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_no_serious_fault(browser: Any, address: str, scheme: str) -> None:
+    axe = FOLDER / "node_modules" / "axe-core" / "axe.min.js"
+    if not axe.is_file():
+        pytest.skip("needs axe-core; make web installs it")
+    page = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme=scheme)
+    for query in ("", "?view=patches", "?view=charts", "?view=copy", "?patch="):
+        page.goto(address + query)
+        if query == "?patch=":
+            page.goto(f"{address}?view=patches")
+            page.locator(".card").first.click()
+            page.wait_for_selector("dialog dl")
+        total(page)
+        page.add_script_tag(path=str(axe))
+        found = page.evaluate("axe.run()")["violations"]
+        serious = [
+            (f["id"], [n["target"] for n in f["nodes"]][:3])
+            for f in found
+            if f["impact"] in ("serious", "critical")
+        ]
+        assert serious == [], query
+    page.close()
