@@ -112,7 +112,8 @@ def _selected(cube: Cube, selection: Selection | None) -> NDArray[np.int64]:
     if (selection.cube_id, selection.release) != (cube.id, cube.release.name):
         raise InvalidInputError(
             f"the selection is of cube {selection.cube_id!r}, release {selection.release!r}; "
-            f"this is {cube.id!r}, {cube.release.name!r}: open that one, or search again"
+            f"this is {cube.id!r}, {cube.release.name!r}: open that one, or use what "
+            f"selection.resolve(cube) gives"
         )
     return selection.rows_in(cube.index)
 
