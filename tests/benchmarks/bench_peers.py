@@ -13,6 +13,7 @@ import logging
 import os
 import platform
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -316,6 +317,7 @@ def main() -> None:
     options = parser.parse_args()
     logging.basicConfig(format="%(relativeCreated)7.0f ms  %(message)s", level=logging.WARNING)
     logger.setLevel(logging.INFO)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave by the exits of the blocks
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
     began = time.monotonic()
     with ExitStack() as stack:
