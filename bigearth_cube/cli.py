@@ -613,7 +613,13 @@ def _vector_index(cube: Any, model: str | None, metric: str, folder: str | None,
 @cli.command()
 @click.argument("cubes", nargs=-1, required=True)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
-@click.option("--port", type=click.IntRange(0, 65_535), default=8000, show_default=True)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65_535),
+    default=8000,
+    show_default=True,
+    help="Where to listen; 0 takes a free one.",
+)
 @click.option(
     "--workers",
     type=click.IntRange(min=1),
