@@ -98,12 +98,12 @@ def serving(folder: Path) -> Iterator[FolderServer]:
             self.end_headers()
             if self.command == "HEAD":
                 return
+            if not is_short:
+                with state.lock:
+                    state.sent.append((key, start, len(part)))
             self.wfile.write(part[: len(part) // 2] if is_short else part)
             if is_short:
                 self._break_off()
-                return
-            with state.lock:
-                state.sent.append((key, start, len(part)))
 
         def _answer(self, status: int, body: bytes) -> None:
             self.send_response(status)

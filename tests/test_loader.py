@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -421,3 +423,33 @@ def test_resumed_at_any_points_ranks_deliver_the_order_told_in_plain_numpy(
                     assert next(batches, None) is None
         assert all(other == states[0] for other in states)
         state, first = states[0], stop
+
+
+_PEAK = """
+import sys
+from bigearth_cube.cube import open_cube
+from bigearth_cube.loader.batches import BatchLoader
+
+with BatchLoader(
+    open_cube(sys.argv[1]), batch_size=256, groups=["s2/r60m"], labels=None
+) as loader:
+    assert sum(len(batch.rows) for batch in loader.epoch(0)) == int(sys.argv[2])
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_peak_memory_of_ten_times_the_rows_is_within_a_tenth(tmp_path: Path) -> None:
+    peaks = []
+    for n_patches in (10_000, 100_000):
+        url = tmp_path / str(n_patches)
+        row_number_cube(str(url), n_patches, shard_rows=1024)
+        done = subprocess.run(
+            [sys.executable, "-c", _PEAK, str(url), str(n_patches)],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        peaks.append(int(done.stdout))
+    assert peaks[1] <= 1.1 * peaks[0], peaks

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
-from contextlib import ExitStack
 
 import pytest
 
-from bigearth_cube.loader.pace import Pace
+from bigearth_cube.loader.pace import Pace, PacedThreads
 
 
 def play(pace: Pace, n_rounds: int, seconds: Callable[[int], float], wanted: int = 1000) -> None:
     """Send as many requests at once as are allowed and wanted, round after round."""
     for _ in range(n_rounds):
         n = min(int(pace.limit), wanted)
-        with ExitStack() as slots:
-            for _ in range(n):
-                slots.enter_context(pace.slot())
+        assert [pace.enter() for _ in range(n)] == [True] * n
         for _ in range(n):
+            pace.leave()
             pace.answered(seconds(n), 50_000)
 
 
@@ -77,9 +76,10 @@ def test_slow_answers_leave_a_few_in_flight_and_refusals_one(
 def test_answers_are_compared_with_those_of_their_size() -> None:
     pace = Pace(64)
     for _ in range(400):
-        with ExitStack() as slots:
-            for _ in range(int(pace.limit)):
-                slots.enter_context(pace.slot())
+        n = int(pace.limit)
+        assert [pace.enter() for _ in range(n + 1)] == [True] * n + [False]
+        for _ in range(n):
+            pace.leave()
         pace.answered(0.05, 60_000)
         pace.answered(0.5, 4_000_000)
     assert pace.limit == 64
@@ -89,3 +89,25 @@ def test_a_ceiling_below_the_floor_holds() -> None:
     pace = Pace(2)
     play(pace, 20, server(1000))
     assert pace.limit == pace.peak == 2
+
+
+def test_work_waits_as_a_future_that_can_be_canceled_and_begins_in_turn() -> None:
+    threads, begun, go_on = PacedThreads(Pace(1), 1), [], threading.Event()
+
+    def work(number: int, leave: Callable[[], None]) -> int:
+        begun.append(number)
+        go_on.wait(30)
+        leave()
+        leave()
+        if number == 2:
+            raise ValueError(number)
+        return number
+
+    futures = [threads.submit(work, number) for number in range(4)]
+    assert futures[1].cancel()
+    go_on.set()
+    assert [futures[0].result(30), futures[3].result(30)] == [0, 3]
+    assert isinstance(futures[2].exception(30), ValueError)
+    assert begun == [0, 2, 3]
+    assert threads.pace.in_flight == 0
+    threads.close()

@@ -13,17 +13,17 @@ import queue
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError
+from concurrent.futures import Future
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from threading import Event, Lock
+from threading import Lock
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bigearth_cube.errors import CubeIntegrityError, NotFoundError
-from bigearth_cube.loader.pace import MAX_REQUESTS, Pace
+from bigearth_cube.loader.pace import MAX_REQUESTS, Pace, PacedThreads
 from bigearth_cube.shards import (
     ArrayLayout,
     chunk_place,
@@ -238,11 +238,13 @@ class BlockReader:
         self.decoders = decoders
         self.chunk_rows = next(iter(self.sources.values()))[0].layout.chunk_rows
         self._first_chunks = [s.first_chunk for s in next(iter(self.sources.values()))]
+        n_decoders = decoders or _n_cores()
         self._pace = Pace(max_requests)
+        self._threads = PacedThreads(self._pace, n_decoders)
         self._answers: deque[Answer] = deque()
         # Who holds one may decode. It is also the room for chunks of which not all is kept.
         self._rooms: queue.LifoQueue[dict[str, NDArray[Any]]] = queue.LifoQueue()
-        for _ in range(decoders or _n_cores()):
+        for _ in range(n_decoders):
             self._rooms.put({})
         self._cache = ChunkCache(cache_bytes) if cache_bytes else None
         self._indices: dict[tuple[str, int, int], NDArray[np.uint64]] = {}
@@ -275,8 +277,16 @@ class BlockReader:
                 runs.append(Read(group, part, shard, (chunk,)))
         return runs
 
+    def submit(self, read: Read, targets: Sequence[Target]) -> Future[Counters]:
+        """Fetch in a thread of this reader, as soon as the pace allows; see ``fetch``."""
+        return self._threads.submit(self.fetch, read, targets)
+
+    def close(self) -> None:
+        """Cancel what waits, wait for what runs, and end the threads."""
+        self._threads.close()
+
     def fetch(
-        self, read: Read, targets: Sequence[Target], stopped: Event | None = None
+        self, read: Read, targets: Sequence[Target], leave: Callable[[], object] = int
     ) -> Counters:
         """Fetch, check and decode the chunks of one read.
 
@@ -286,8 +296,9 @@ class BlockReader:
             What to read.
         targets
             For each chunk, where its rows go.
-        stopped
-            Says that nobody waits for it any more. A request that was not sent by then never is.
+        leave
+            Called when the answer is here and a core is free to decode it: what came and cannot be
+            decoded yet is as much work under way as what is still to come.
 
         Returns
         -------
@@ -296,8 +307,6 @@ class BlockReader:
 
         Raises
         ------
-        CancelledError
-            If it was stopped.
         CubeIntegrityError
             If an object that was written is missing or damaged.
         StorageError
@@ -316,17 +325,11 @@ class BlockReader:
         fetched = {}
         answer = self._answers.pop() if self._answers else Answer()
         if len(kept) < len(read.chunks):
-            with self._pace.slot():
-                if stopped is not None and stopped.is_set():
-                    raise CancelledError
-                wanted = [chunk for chunk in read.chunks if chunk not in kept]
-                fetched = self._chunk_bytes(source, read, wanted, counters, answer)
-                # The slot is left when a core is free: what came and cannot be decoded yet is
-                # as much work under way as what is still to come.
-                room = self._rooms.get()
+            wanted = [chunk for chunk in read.chunks if chunk not in kept]
+            fetched = self._chunk_bytes(source, read, wanted, counters, answer)
             counters.in_flight = self._pace.peak
-        else:
-            room = self._rooms.get()
+        room = self._rooms.get()
+        leave()
         began = time.perf_counter()
         try:
             for chunk, target in zip(read.chunks, targets, strict=True):

@@ -26,6 +26,7 @@ from bigearth_cube.loader.handover import (
     OnWorker,
     Path,
     Place,
+    cancel_and_wait,
     read_block,
     submit_reads,
 )
@@ -89,7 +90,6 @@ class ThreadsEngine:
         self.reader = reader
         self.paths: dict[str, Path] = {}
         self._buffers: dict[str, NDArray[Any]] = {}
-        self._threads = ThreadPoolExecutor(reader.max_requests, thread_name_prefix="bec-read")
 
     def allocate(self, n_rows: int) -> dict[str, NDArray[Any]]:
         """Return private memory."""
@@ -101,18 +101,16 @@ class ThreadsEngine:
         self, block: Block, place: Place, stopped: threading.Event
     ) -> list[Future[Counters]]:
         """Begin to fetch and decode, a thread a request."""
-        return submit_reads(
-            self._threads, self.reader, block, place.whole, place.at, self._buffers, stopped
-        )
+        return submit_reads(self.reader, block, place.whole, place.at, self._buffers)
 
     def settle(self, futures: Sequence[Future[Counters]]) -> bool:
         """Drop what has not begun and wait for the rest."""
-        _cancel_and_wait(futures)
+        cancel_and_wait(futures)
         return True
 
     def close(self) -> None:
         """Stop the threads."""
-        self._threads.shutdown(wait=True, cancel_futures=True)
+        self.reader.close()
         self._buffers = {}
 
 
@@ -221,7 +219,7 @@ class DaskEngine:
         with suppress(*_GONE):
             if tasks:
                 self._client.cancel(tasks, force=True)
-        _cancel_and_wait(futures)
+        cancel_and_wait(futures)
         deadline = time.monotonic() + _SETTLE_S
         barred = [self._bar(job, deadline) for job in jobs]
         quiet = all(barred)
@@ -397,12 +395,6 @@ def _still_writing() -> StorageError:
         f"a worker on this host that the Dask scheduler takes for dead has been writing a block "
         f"for {_SETTLE_S:.0f} s; end that process (is it stopped?) and resume"
     )
-
-
-def _cancel_and_wait(futures: Sequence[Future[Counters]]) -> None:
-    for future in futures:
-        if not future.cancel():
-            future.exception()
 
 
 def make_engine(reader: BlockReader, engine: object, *, shared_memory: bool) -> Engine:

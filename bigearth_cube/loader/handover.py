@@ -7,8 +7,8 @@ travels by Dask's own transfer.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -41,13 +41,11 @@ class Place:
 
 
 def submit_reads(
-    threads: ThreadPoolExecutor,
     reader: BlockReader,
     block: Block,
     whole: NDArray[np.bool_],
     at: NDArray[np.int64],
     outs: Mapping[str, NDArray[Any]],
-    stopped: threading.Event,
 ) -> list[Future[Counters]]:
     """Read a block: each wanted row to its place in ``outs``, some chunks with all their rows."""
     index = {int(chunk): i for i, chunk in enumerate(block.chunks)}
@@ -65,10 +63,16 @@ def submit_reads(
             return Target(out[first : first + chunk_rows], rows)
 
         futures += [
-            threads.submit(reader.fetch, read, [target(chunk) for chunk in read.chunks], stopped)
+            reader.submit(read, [target(chunk) for chunk in read.chunks])
             for read in reader.reads(group, index)
         ]
     return futures
+
+
+def cancel_and_wait(futures: Sequence[Future[Any]]) -> None:
+    """Drop what has not begun, all of it first, and wait for the rest; faults are of no interest."""
+    for future in [future for future in futures if not future.cancel()]:
+        future.exception()
 
 
 class OnWorker:
@@ -84,7 +88,6 @@ class OnWorker:
         self.own: SharedArrays | None = None
         self._mapped: MappedArrays | None = None
         self._unseen: tuple[Address, str] | None = None
-        self._pool: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -92,8 +95,7 @@ class OnWorker:
 
     def close(self) -> None:
         """Stop the threads."""
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+        self.reader.close()
 
     def arrays(self, address: Address) -> tuple[Path, Mapping[str, NDArray[Any]]]:
         """Return the loader's arrays, and by which path they are reached.
@@ -132,20 +134,13 @@ class OnWorker:
         outs: Mapping[str, NDArray[Any]],
     ) -> Counters:
         """Read a block; when this returns or raises, nothing writes any more."""
-        stopped = threading.Event()
-        with self._lock:
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(
-                    self.reader.max_requests, thread_name_prefix="bec-read"
-                )
-        futures = submit_reads(self._pool, self.reader, block, whole, at, outs, stopped)
+        futures = submit_reads(self.reader, block, whole, at, outs)
         counters = Counters()
         try:
             for future in futures:
                 counters.add(future.result())
         finally:
-            stopped.set()
-            wait(futures)
+            cancel_and_wait(futures)
         return counters
 
 

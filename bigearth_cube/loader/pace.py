@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
 
+T = TypeVar("T")
 MAX_REQUESTS = 64
 _FLOOR = 4
 """Slow answers alone never go below: two cores that decode keep a fast origin busy with four."""
@@ -38,38 +41,34 @@ class Pace:
         self._floor = min(_FLOOR, ceiling)
         self._doubling = True
         self._quickest: dict[int, float] = {}
-        self._waiting = 0
         self._held_back_at = 0.0
         self._begin_round()
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
 
     def _begin_round(self) -> None:
         self._n_answers, self._slowness, self._was_full = 0, 0.0, False
 
-    @contextmanager
-    def slot(self) -> Iterator[None]:
-        """Wait until another request may be sent, and count it until it is left."""
-        with self._changed:
-            self._waiting += 1
-            while self.in_flight >= int(self.limit):
-                self._changed.wait()
-            self._waiting -= 1
+    def enter(self) -> bool:
+        """Count one request more, if there may be one; say whether."""
+        with self._lock:
+            if self.in_flight >= int(self.limit):
+                return False
             self.in_flight += 1
             self._was_full |= self.in_flight >= int(self.limit)
             self.peak = max(self.peak, self.in_flight)
-        try:
-            yield
-        finally:
-            with self._changed:
-                self.in_flight -= 1
-                self._changed.notify()
+            return True
+
+    def leave(self) -> None:
+        """Count one request less."""
+        with self._lock:
+            self.in_flight -= 1
 
     def answered(self, seconds: float, n_bytes: int) -> None:
         """Learn from an answer how long it took."""
         # Answers are compared with those of their size, in powers of two: a chunk of the 10 m
         # bands has seventy times the bytes of one of the 60 m bands.
         size = n_bytes.bit_length()
-        with self._changed:
+        with self._lock:
             quickest = self._quickest[size] = min(seconds, self._quickest.get(size, seconds))
             self._n_answers += 1
             self._slowness += seconds / quickest
@@ -84,11 +83,10 @@ class Pace:
             elif slowness < _AT_EASE and was_full:
                 grown = self.limit * 2 if self._doubling else self.limit + 1
                 self.limit = min(self.ceiling, grown)
-                self._changed.notify(self._waiting)
 
     def held_back(self) -> None:
         """Learn that storage refused a request for now, or broke it off."""
-        with self._changed:
+        with self._lock:
             self._doubling = False
             now = time.monotonic()
             # Those sent together are refused together: that is one sign, not many.
@@ -96,3 +94,74 @@ class Pace:
                 self._held_back_at = now
                 self.limit = max(1.0, self.limit / 2)
                 self._begin_round()
+
+
+class PacedThreads:
+    """Threads for work that begins with a request: no more at once than the pace allows.
+
+    What has to wait is a queued future, not a thread, so it can be canceled, and there are no more
+    threads than there were requests in flight.
+
+    Parameters
+    ----------
+    pace
+        The bound.
+    n_more
+        Threads beside those with a request in flight, for work that has got its answer.
+    """
+
+    def __init__(self, pace: Pace, n_more: int) -> None:
+        self.pace = pace
+        self._queue: deque[tuple[Future[Any], Callable[..., Any], tuple[Any, ...]]] = deque()
+        self._lock = threading.Lock()
+        self._threads = ThreadPoolExecutor(pace.ceiling + n_more, thread_name_prefix="bec-read")
+
+    def submit(self, work: Callable[..., T], *arguments: Any) -> Future[T]:
+        """Run ``work(*arguments, leave)`` in its turn; it calls ``leave`` when it has its answer."""
+        future: Future[T] = Future()
+        with self._lock:
+            self._queue.append((future, work, arguments))
+        self._begin_more()
+        return future
+
+    def close(self) -> None:
+        """Cancel what waits, and wait for what runs."""
+        with self._lock:
+            waiting, self._queue = self._queue, deque()
+        for future, *_ in waiting:
+            future.cancel()
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+    def _begin_more(self) -> None:
+        while True:
+            with self._lock:
+                while self._queue and self._queue[0][0].cancelled():
+                    self._queue.popleft()
+                if not self._queue or not self.pace.enter():
+                    return
+                next_one = self._queue.popleft()
+            self._threads.submit(self._run, *next_one)
+
+    def _run(
+        self, future: Future[Any], work: Callable[..., Any], arguments: tuple[Any, ...]
+    ) -> None:
+        has_left = False
+
+        def leave() -> None:
+            nonlocal has_left
+            if not has_left:
+                has_left = True
+                self.pace.leave()
+                self._begin_more()
+
+        if not future.set_running_or_notify_cancel():
+            leave()
+            return
+        try:
+            result = work(*arguments, leave)
+        except BaseException as error:  # noqa: BLE001  # handed to whoever waits for the future
+            leave()
+            future.set_exception(error)
+        else:
+            leave()
+            future.set_result(result)

@@ -390,22 +390,26 @@ def reading_of(
     """
     first_row = int(order.offsets[start])
     sizes = np.diff(order.offsets[start:])
-    batch_of = np.repeat(np.arange(start, order.n_batches), sizes)
+    batch_of = np.repeat(np.arange(start, order.n_batches, dtype=np.int32), sizes)
     real = np.flatnonzero(order.rows[first_row:] != PADDING)
     source = np.zeros(len(order.rows) - first_row, np.int64)
     if not len(real):
         return Reading([], source)
-    rows, batch_of = order.rows[first_row:][real], batch_of[real]
-    window = np.zeros(len(rows), np.int64)
+    key = order.rows[first_row:][real]
+    if len(real) < len(source):
+        batch_of = batch_of[real]
+    stride = (int(key.max()) // chunk_rows + 1) * chunk_rows
     if window_rows is not None:
         # Whole batches: a window that ended within one would read its chunks twice for it.
-        window = (batch_of - start) // max(1, window_rows // max(1, int(sizes.max())))
-    stride = (int(rows.max()) // chunk_rows + 1) * chunk_rows
-    wanted, first_at, inverse = np.unique(
-        window * stride + rows, return_index=True, return_inverse=True
-    )
-    last_at = np.zeros(len(wanted), np.int64)
-    np.maximum.at(last_at, inverse, np.arange(len(rows)))
+        per_window = max(1, window_rows // max(1, int(sizes.max())))
+        key += (batch_of.astype(np.int64) - start) // per_window * stride
+    # One sort instead of np.unique: memory of a plan is the only one that grows with the rows.
+    by_key = np.argsort(key, kind="stable")
+    key = key[by_key]
+    begins = np.flatnonzero(np.diff(key, prepend=-1))
+    wanted, first_at = key[begins], by_key[begins]
+    last_at = by_key[np.append(begins[1:], len(key)) - 1]
+    del key
     visit_start = np.flatnonzero(np.diff(wanted // chunk_rows, prepend=-1))
     visit_size = np.diff(visit_start, append=len(wanted))
     by_need = np.argsort(np.minimum.reduceat(first_at, visit_start), kind="stable")
@@ -415,10 +419,11 @@ def reading_of(
     taken += np.arange(len(wanted))
     place = np.empty(len(wanted), np.int64)
     place[taken] = np.arange(len(wanted))
-    source[real] = place[inverse]
+    source[real[by_key]] = np.repeat(place, np.diff(begins, append=len(by_key)))
     wanted_rows = wanted[taken] % stride
+    del by_key, begins, place, taken, wanted, real
     visit_first = batch_of[np.minimum.reduceat(first_at, visit_start)][by_need]
-    visit_last = batch_of[np.maximum.reduceat(last_at, visit_start)][by_need]
+    visit_last = batch_of[np.maximum.reduceat(last_at, visit_start)][by_need].astype(np.int64)
     blocks, visit = [], 0
     offsets = np.concatenate([[0], ends])
     while visit < len(by_need):
