@@ -31,7 +31,7 @@ def table(samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Cube:
 def test_what_a_batch_holds(
     benchmark: Any, capsys: pytest.CaptureFixture[str], table: Cube, shuffle: Any, pool_chunks: int
 ) -> None:
-    _, tile = np.unique(table.column("tile")[table.rows].astype("U5"), return_inverse=True)
+    _, tile = np.unique(table.column("tile")[table.rows].astype("U80"), return_inverse=True)
     labels = table.labels("label_19").astype(np.int32)
     spec = OrderSpec(BATCH, table.layout.chunk_rows, shuffle=shuffle, pool_chunks=pool_chunks)
     order = benchmark.pedantic(lambda: epoch_order(table.rows, spec, 0), rounds=3)
