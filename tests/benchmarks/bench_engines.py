@@ -50,7 +50,7 @@ def test_engines_in_turn(
             "network": {"engine": workers, "shared_memory": False},
         }
         loaders = {
-            name: stack.enter_context(BatchLoader(cubes, batch_size=256, pool_chunks=16, **chosen))
+            name: stack.enter_context(BatchLoader(cubes, batch_size=256, pool_chunks=8, **chosen))
             for name, chosen in options.items()
         }
         rates: dict[str, list[float]] = {name: [] for name in loaders}
