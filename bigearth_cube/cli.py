@@ -248,18 +248,18 @@ def _print_report(report: Any) -> None:
         click.echo(f"absent: {report.n_absent:,} patches that the lists hold are not in the source")
     if report.n_unlabeled:
         click.echo(
-            f"without labels: {report.n_unlabeled:,} patches; make a cube with metadata.parquet "
-            f"(and metadata_for_patches_with_snow_cloud_or_shadow.parquet) among the sources"
+            f"without labels: {report.n_unlabeled:,} patches; run again with metadata.parquet "
+            f"(and metadata_for_patches_with_snow_cloud_or_shadow.parquet) to have them"
         )
     elif report.n_unsplit:
         click.echo(
-            f"without a split: {report.n_unsplit:,} patches; make a cube with the official lists "
-            f"among the sources to train on its splits"
+            f"without a split: {report.n_unsplit:,} patches; run again with the official lists "
+            f"to have them"
         )
-    if report.n_not_applied:
+    if report.n_restated:
         click.echo(
-            f"not applied: the sources now know labels or split of {report.n_not_applied:,} rows "
-            f"that were published without; make a new cube to have them"
+            f"learned: labels, split, country or flags of {report.n_restated:,} rows of earlier "
+            f"releases, which keep what they knew"
         )
     for name in ("quarantined", "orphans"):
         entries = getattr(report, name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -160,7 +161,7 @@ class Cube:
 
         store: Any = OpenedStore(self.storage.child(ZARR).zarr_store(), ROOT, self.root)
         opened = xr.open_datatree(store, engine="zarr", consolidated=True, chunks={}, zarr_format=3)
-        root = opened.to_dataset(inherit=False)
+        root = self._with_restated(opened)
         # Variables, not arrays: an array would bring the root's `id` and `acquired` along, over
         # those of the Sentinel-1 group.
         shared = {name: c.variable for name, c in root.coords.items() if c.dims == ("patch",)}
@@ -168,14 +169,51 @@ class Cube:
         rows = _as_slice(self.rows)
         nodes: dict[str, xr.Dataset] = {}
         for node in opened.subtree:
-            if node.path != "/" and node.path.strip("/") not in self.documents:
+            path = node.path.strip("/")
+            if path and path not in self.documents:
                 continue  # of a later release than this one
-            dataset = node.to_dataset(inherit=False)
+            dataset = node.to_dataset(inherit=False) if path else root
+            if path in GROUPS:
+                dataset = self._without_later_views(path, dataset)
             if "patch" in dataset.dims:
                 own = {name: c for name, c in shared.items() if name not in dataset.variables}
                 dataset = dataset.assign_coords(own).isel(patch=rows)
             nodes[node.path] = dataset
         return xr.DataTree.from_dict(nodes)
+
+    def _with_restated(self, opened: xr.DataTree) -> xr.Dataset:
+        """Give the root as the newest release that states each column has it."""
+        root = opened.to_dataset(inherit=False)
+        stated = {}
+        for name in root.variables:
+            restated = self._restated(str(name))
+            if restated is not None:
+                path, stop = restated
+                anew = opened[f"/{path}"].variable
+                stated[name] = _end_to_end([anew[:stop], root.variables[name][stop:]])
+        return root.assign(stated)
+
+    def _without_later_views(self, group: str, dataset: xr.Dataset) -> xr.Dataset:
+        """Let rows of which this release has no view read as fill, as they did then."""
+        import xarray as xr
+
+        runs = self.filled(group)
+        if sum(stop - start for start, stop in runs) == self.n_rows:
+            return dataset
+        ends = [0, *(end for run in runs for end in run), self.n_rows]
+        pieces = {}
+        for name, variable in dataset.variables.items():
+            if "patch" not in variable.dims:
+                continue
+            fill = _fill_of(variable, GROUPS[group].fill_value)
+            pieces[name] = _end_to_end(
+                [
+                    variable[a:b] if i % 2 else xr.full_like(variable[a:b], fill)
+                    for i, (a, b) in enumerate(itertools.pairwise(ends))
+                    if a < b
+                ]
+            )
+        return dataset.isel(patch=slice(self.n_rows)).assign(pieces)
 
     @functools.cached_property
     def items(self) -> pa.Table:
@@ -248,6 +286,9 @@ class Cube:
     def column(self, path: str) -> NDArray[Any]:
         """Return a whole column, e.g. ``"epsg"`` or ``"s1/r10m/present"``, padding included.
 
+        What a release learned of older rows (``labels/<release>/…``) stands in for the column at
+        the root, as far as this release knows it.
+
         Raises
         ------
         InvalidInputError
@@ -257,6 +298,28 @@ class Cube:
         StorageError
             If storage refuses or cannot be reached.
         """
+        values = self._stored_column(path)
+        restated = self._restated(path)
+        if restated is not None:
+            anew, stop = restated
+            values[:stop] = self._stored_column(anew)[:stop]
+        if path.endswith("/present"):
+            # A later release may have added views; to this one they are not there.
+            there = [np.arange(*run) for run in self.filled(path.rpartition("/")[0])]
+            mask = np.zeros(len(values), bool)
+            mask[np.concatenate([*there, np.empty(0, int)]).astype(int)] = True
+            values = values & mask
+        return values
+
+    def _restated(self, name: str) -> tuple[str, int] | None:
+        """Path of the newest array that states a root column anew, and the rows it states."""
+        for release in reversed(self.releases):
+            path = f"labels/{release.name}/{name}"
+            if path in release.label_arrays:
+                return path, release.stop
+        return None
+
+    def _stored_column(self, path: str) -> NDArray[Any]:
         import zarr
         from zarr.buffer.cpu import Buffer
 
@@ -267,14 +330,14 @@ class Cube:
         chunk_rows = document["chunk_grid"]["configuration"]["chunk_shape"][0]
         tail = "/0" * (len(document["shape"]) - 1)
         keys = [f"{ZARR}/{path}/c/{chunk}{tail}" for chunk in range(-(-n_rows // chunk_rows))]
-        first_written = self._first_written(path)
+        first_written, last_written = self._written(path)
 
         def read(numbered: tuple[int, str]) -> bytes | None:
             chunk, key = numbered
             try:
                 return self.storage.read(key)
             except NotFoundError:
-                if (chunk + 1) * chunk_rows <= first_written:
+                if (chunk + 1) * chunk_rows <= first_written or chunk * chunk_rows >= last_written:
                     return None
                 raise CubeIntegrityError(
                     key, "object is missing; it was written with the release"
@@ -291,22 +354,18 @@ class Cube:
             values = np.asarray(array[:n_rows])
         except (ValueError, RuntimeError) as error:
             raise CubeIntegrityError(f"{ZARR}/{path}", f"cannot be decoded ({error})") from None
-        if path.endswith("/present"):
-            # A later release may have added views; to this one they are not there.
-            there = [np.arange(*run) for run in self.filled(path.rpartition("/")[0])]
-            mask = np.zeros(n_rows, bool)
-            mask[np.concatenate([*there, np.empty(0, int)]).astype(int)] = True
-            values = values & mask
         return values
 
-    def _first_written(self, path: str) -> float:
-        """First row from which on a column was written; those before it read as fill."""
+    def _written(self, path: str) -> tuple[float, float]:
+        """Run of rows in which a column was written; the others read as fill."""
         group = path.rpartition("/")[0]
         if group.startswith("embeddings/"):
-            return math.inf  # rows of a later release have none until they are embedded
+            return math.inf, math.inf  # rows of a later release have none until they are embedded
+        if group.startswith("labels/"):
+            return 0, next(r.stop for r in self.releases if group == f"labels/{r.name}")
         if group not in GROUPS or self.documents[path]["dimension_names"] != ["patch"]:
-            return 0
-        return min((start for start, _ in self.filled(group)), default=0)
+            return 0, math.inf
+        return min((start for start, _ in self.filled(group)), default=0), math.inf
 
     def labels(self, name: str, rows: NDArray[np.int64] | None = None) -> NDArray[np.uint8]:
         """Return the labels of some rows, multi-hot.
@@ -434,14 +493,14 @@ class Cube:
             yield done, None if reason is None else CubeIntegrityError(stored.key, reason, rows)
 
     def _rows_in(self, key: str) -> tuple[int, ...]:
-        """First and last row that a pixel object holds."""
-        for group in self.layout.groups:
-            prefix = f"{ZARR}/{group}/{GROUPS[group].array}/c/"
-            if key.startswith(prefix):
-                shard = int(key.removeprefix(prefix).split("/")[0])
-                first = shard * self.layout.shard_rows
-                return first, first + self.layout.shard_rows - 1
-        return ()
+        """First and last row that an object of an array holds."""
+        path, _, chunk = key.removeprefix(f"{ZARR}/").partition("/c/")
+        document = self.documents.get(path, {})
+        if not chunk or document["dimension_names"][0] != "patch":
+            return ()
+        n_rows = document["chunk_grid"]["configuration"]["chunk_shape"][0]
+        first = int(chunk.split("/")[0]) * n_rows
+        return first, min(first + n_rows, self.n_rows) - 1
 
     def write_embeddings(
         self, model: str, vectors: NDArray[np.float32], attributes: Mapping[str, Any] | None = None
@@ -580,6 +639,7 @@ def open_cube(
     later = set(layout.groups) - filled
     layout = replace(layout, groups=tuple(g for g in layout.groups if g not in later))
     attributes = {**attributes, "layout": layout.to_json()}
+    later |= {f"labels/{r.name}" for r in releases[len(until) :] if r.label_arrays}
     documents = layouts.resized(layouts.without_groups(documents, later), until[-1].stop)
     return Cube(storage, attributes, documents, until[-1], until, data)
 
@@ -627,6 +687,22 @@ def _fault(storage: Storage, stored: StoredObject) -> str | None:
 def _as_slice(rows: NDArray[np.int64]) -> NDArray[np.int64] | slice:
     runs = runs_of(rows)
     return slice(*runs[0]) if len(runs) == 1 else rows
+
+
+def _end_to_end(pieces: Sequence[xr.Variable]) -> xr.Variable:
+    import xarray as xr
+
+    joined: xr.Variable = xr.Variable.concat(pieces, "patch")  # type: ignore[no-untyped-call]
+    return joined
+
+
+def _fill_of(variable: xr.Variable, pixel_fill: float) -> Any:
+    """What a variable of a pixel group holds where nothing was written."""
+    if variable.ndim > 1:
+        return pixel_fill
+    if variable.dtype.kind == "M":
+        return np.datetime64(0, "s")
+    return "" if variable.dtype.kind in "OT" else variable.dtype.type(0)
 
 
 def _georeferenced(dataset: xr.Dataset, resolution_m: int) -> xr.Dataset:

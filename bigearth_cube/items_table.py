@@ -314,6 +314,47 @@ def with_views(
     return table
 
 
+def with_facts(
+    table: pa.Table,
+    labels: Mapping[int, tuple[str, ...]],
+    others: Mapping[str, Mapping[int, Any]],
+    archive: Archive,
+) -> pa.Table:
+    """State anew what is known of some patches in an items table.
+
+    Parameters
+    ----------
+    table
+        Items, one row a patch.
+    labels
+        Place in the table to the class names of the archive's own nomenclature.
+    others
+        Column to place to value.
+    archive
+        Nomenclature of the labels.
+
+    Returns
+    -------
+    pyarrow.Table
+        The same rows in the same order.
+    """
+    columns: dict[str, Any] = {}
+    if labels:
+        own = table["bec:labels_43" if archive == "v1" else "bec:labels"].to_pylist()
+        known = [None if names is None else tuple(names) for names in own]
+        for place, names in labels.items():
+            known[place] = names
+        columns |= _label_columns(known, archive)
+    for name, values in others.items():
+        column = table[name].to_pylist()
+        for place, value in values.items():
+            column[place] = value
+        columns[name] = pa.array(column, table.schema.field(name).type)
+    for name, column in columns.items():
+        table = table.set_column(table.column_names.index(name), name, column)
+    return table
+
+
 def _assets(present: Mapping[str, NDArray[np.bool_]]) -> pa.ChunkedArray:
     """Describe the assets of each patch: null where the group has no view of it."""
     columns = {

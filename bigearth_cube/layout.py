@@ -173,7 +173,7 @@ def resized(documents: Documents, n_rows: int) -> Documents:
 
 
 def without_groups(documents: Documents, groups: Collection[str]) -> Documents:
-    """Leave out pixel groups and everything in them, and a parent that has none left."""
+    """Leave out groups and everything in them, and a parent that has none left."""
     gone = tuple(f"{group}/" for group in groups)
     kept = {p: d for p, d in documents.items() if not f"{p}/".startswith(gone)}
     parents = {group.split("/")[0] for group in groups}
@@ -192,6 +192,18 @@ def embedding_documents(model: str, n_rows: int, dim: int, attributes: Any) -> D
         path: _group(dict(attributes)),
         f"{path}/vector": vector,
     }
+
+
+def restated_documents(release: str, names: Iterable[str], n_rows: int) -> Documents:
+    """Documents of ``labels/<release>/<name>``: root columns as a release states them anew."""
+    path = f"labels/{release}"
+    documents: Documents = {"labels": _group({}), path: _group({})}
+    for name in names:
+        if name in NOMENCLATURES:
+            documents[f"{path}/{name}"] = label_document(n_rows, name)
+        else:
+            documents[f"{path}/{name}"] = _column(n_rows, *COLUMNS[name])
+    return documents
 
 
 def label_document(n_rows: int, name: str) -> dict[str, Any]:

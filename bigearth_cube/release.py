@@ -30,13 +30,15 @@ class Release:
     tables
         Its part of the items table, keys below the cube.
     label_arrays
-        Corrected labels it brought.
+        Root columns that it states anew, complete up to ``stop``: paths of their arrays,
+        ``labels/<release>/<column>``.
     source
         What was ingested.
     created
         Time of publishing, UTC, ISO 8601.
     digest
-        SHA-256 over its sorted patch ids, and of the views it added to older rows.
+        SHA-256 over its sorted patch ids, the views it added to older rows, and what it learned
+        of them.
     late
         Views that it added to rows of older releases: group, and half-open runs of rows on shard
         boundaries, whose shards it wrote.

@@ -25,6 +25,7 @@ from bigearth_cube.items_table import (
     footprints,
     items_table,
     parquet_bytes,
+    with_facts,
     with_views,
 )
 from bigearth_cube.nomenclature import (
@@ -52,6 +53,7 @@ __all__ = [
     "items",
     "items_table",
     "parquet_bytes",
+    "with_facts",
     "with_views",
 ]
 

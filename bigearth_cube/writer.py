@@ -6,7 +6,7 @@ Nothing here touches a published shard; a release adds rows and becomes visible 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -105,6 +105,12 @@ class CubeWriter:
     def _put(self, key: str, data: bytes) -> StoredObject:
         self.storage.write(f"{ZARR}/{key}", data)
         return StoredObject.of(f"{ZARR}/{key}", data)
+
+    def restating(self, release: str, columns: Iterable[str]) -> CubeWriter:
+        """Return the writer of a release that states root columns anew, under ``labels/``."""
+        n_rows = self.documents["id"]["shape"][0]
+        documents = layouts.restated_documents(release, columns, n_rows)
+        return replace(self, documents={**self.documents, **documents})
 
     def grown(self, n_rows: int, new_groups: Sequence[str] = ()) -> CubeWriter:
         """Return the writer of the next release: every array ``n_rows`` long, groups added."""

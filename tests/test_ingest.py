@@ -302,8 +302,8 @@ def test_a_view_in_quarantine_is_there_in_the_next_run_too(tmp_path: Path) -> No
 
 def test_what_is_learned_of_published_rows_is_counted_as_not_applied(tmp_path: Path) -> None:
     before = ingest(MemorySource(30, unlabeled=frozenset(range(9))), str(tmp_path), workers=1)
-    assert (before.n_unlabeled, before.n_unsplit, before.n_not_applied) == (9, 0, 0)
-    assert ingest(MemorySource(30), str(tmp_path), workers=1).n_not_applied == 9
+    assert (before.n_unlabeled, before.n_unsplit, before.n_restated) == (9, 0, 0)
+    assert ingest(MemorySource(30), str(tmp_path), workers=1).n_restated == 9
 
 
 @pytest.mark.parametrize(

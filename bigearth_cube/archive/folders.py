@@ -15,6 +15,7 @@ from bigearth_cube.archive.base import (
     SetAside,
     Unpaired,
 )
+from bigearth_cube.archive.facts_only import FactSource
 from bigearth_cube.archive.geotiff import require_gdal
 from bigearth_cube.archive.inventory import Inventory, take_stock
 from bigearth_cube.archive.listing import Listing, describe_wrong_folder, list_folders
@@ -82,6 +83,27 @@ def open_archive(
     _check_archive(sources, found, archive, named_lists)
     beside = [path for path in listing.lists if archive_of_list(path) == found]
     return FolderSource(found, roots, dict.fromkeys([*named_lists, *beside]), listing)
+
+
+def open_facts(
+    sources: Sequence[str], *, archive: Literal["auto", "v1", "v2"] = "auto"
+) -> FactSource | None:
+    """Open official lists that come without any patch; None if the sources are others.
+
+    Raises
+    ------
+    NotFoundError
+        If a list does not exist.
+    InvalidInputError
+        If they are lists of several archives, or of another than was asked for.
+    """
+    if not sources or any(archive_of_list(s) is None or os.path.isdir(s) for s in sources):
+        return None
+    paths = [_local(source) for source in sources]
+    found = archive_of_list(paths[0])
+    assert found is not None
+    _check_archive(sources, found, archive, paths)
+    return FactSource(found, paths)
 
 
 def _open_tars(
@@ -184,6 +206,11 @@ class FolderSource:
 
     def __repr__(self) -> str:
         return f"FolderSource({self.archive!r}, {list(self._roots)!r})"
+
+    @property
+    def lists(self) -> Sequence[str]:
+        """Paths of the official lists."""
+        return self._lists
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_listing": None, "_inventory": None}

@@ -117,6 +117,11 @@ class TarSource:
     def __repr__(self) -> str:
         return f"TarSource({self.archive!r}, {list(self.tars)!r})"
 
+    @property
+    def lists(self) -> Sequence[str]:
+        """Paths of the official lists."""
+        return self._lists
+
     def records(self) -> Iterator[PatchRecord]:
         """Yield each patch once, sorted by name."""
         yield from self._take_stock().records

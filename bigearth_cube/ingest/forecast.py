@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Final, Literal
 
@@ -18,6 +18,7 @@ from bigearth_cube.archive import FolderSource, PatchRecord, PatchSource, TarSou
 from bigearth_cube.archive.base import KINDS, Kind
 from bigearth_cube.archive.pixels import BANDS, read_view
 from bigearth_cube.errors import MalformedPatchError
+from bigearth_cube.ingest.facts import restated_columns
 from bigearth_cube.ingest.late import late_plans
 from bigearth_cube.ingest.plan import Plan, make_plan
 from bigearth_cube.ingest.shard import VIEWS
@@ -113,7 +114,7 @@ def forecast(
     records = list(source.records())
     survey = take_survey(storage, source, records, None)
     workers = workers or os.cpu_count() or 1
-    if not (survey.new or survey.late.groups):
+    if not (survey.new or survey.late.groups or survey.facts):
         return Forecast(None, 0, dict.fromkeys(KINDS, 0), 0, 0, 0, 0.0, workers, 0.0, 0.0)
     plan = make_plan(
         storage,
@@ -124,6 +125,10 @@ def forecast(
         profile=profile,
         late_groups=survey.late.groups,
     )
+    if survey.cube is not None:
+        changed = restated_columns(survey.facts, survey.cube, plan.stop, {})
+        writer = plan.writer.restating(plan.release, [name for name, _ in changed])
+        plan = replace(plan, writer=writer) if survey.facts else plan
     plans = [plan, *late_plans(plan, survey.late)]
     views = {kind: sum(_has(r, kind) for p in plans for r in p.records) for kind in KINDS}
     tried = {kind: _try(source, plans, kind) for kind in KINDS if views[kind]}
@@ -246,6 +251,8 @@ def _n_objects(plans: Sequence[Plan], *, streamed: bool) -> int:
     for path, document in documents.items():
         if document["node_type"] != "array" or path.startswith("embeddings/"):
             continue
+        if path.startswith("labels/") and path.split("/")[1] != plan.release:
+            continue
         if path in pixel_paths:
             continue
         chunk = document["chunk_grid"]["configuration"]["chunk_shape"][0]
@@ -253,7 +260,8 @@ def _n_objects(plans: Sequence[Plan], *, streamed: bool) -> int:
             n += math.ceil(document["shape"][0] / chunk)
             continue
         group = path.rpartition("/")[0]
-        first = 0 if group in {p.filled[0] for p in plans[1:]} else plan.start
+        whole = group in {f"labels/{plan.release}", *(p.filled[0] for p in plans[1:])}
+        first = 0 if whole else plan.start
         if first < plan.stop:
             n += (plan.stop - 1) // chunk - first // chunk + 1
     accounts = 0

@@ -200,7 +200,7 @@ def write_late_columns(
     return objects
 
 
-def restated_items(
+def items_with_views(
     plans: Sequence[Plan], accounts: Sequence[ShardAccount], before: Cube
 ) -> pa.Table:
     """Items of the older rows, with the views they have got."""

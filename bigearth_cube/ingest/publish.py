@@ -14,7 +14,13 @@ from bigearth_cube.archive import PatchSource, SetAside
 from bigearth_cube.cube import Cube, open_cube
 from bigearth_cube.errors import InvalidInputError
 from bigearth_cube.ingest.columns import columns_of
-from bigearth_cube.ingest.late import late_runs, restated_items, write_late_columns, written_rows
+from bigearth_cube.ingest.facts import Facts, restated_columns, restated_items
+from bigearth_cube.ingest.late import (
+    items_with_views,
+    late_runs,
+    write_late_columns,
+    written_rows,
+)
 from bigearth_cube.ingest.plan import Plan
 from bigearth_cube.ingest.shard import VIEWS, ShardAccount
 from bigearth_cube.lock import HeldLock
@@ -31,6 +37,7 @@ def finish(
     before: Cube | None,
     accounts: Sequence[ShardAccount],
     orphans: Sequence[SetAside],
+    facts: Facts,
     held: HeldLock,
 ) -> Cube:
     """Write columns, items and documents, then publish.
@@ -49,6 +56,8 @@ def finish(
         Of every shard that the plans write.
     orphans
         To be kept in its table.
+    facts
+        What is learned of older rows.
     held
         The lock, which is asked for again before anything that other runs write too.
 
@@ -74,16 +83,19 @@ def finish(
             f"all {len(plan.records)} patches are in quarantine; the first: "
             f"{accounts[0].quarantined[0].reason}"
         )
-    writer = plan.writer
+    own = set(plan.shards())
+    new_accounts = [account for account in accounts if account.shard in own]
+    columns = columns_of(plan, records, rows, new_accounts) if records else {}
+    restated = {} if before is None else dict(restated_columns(facts, before, plan.stop, columns))
+    writer = plan.writer.restating(plan.release, restated) if restated else plan.writer
     objects = [o for account in accounts for o in account.objects]
     objects += writer.put_documents(writer.documents)
     if before is not None:
         objects += write_late_columns(late, accounts, before)
-    own = set(plan.shards())
-    new_accounts = [account for account in accounts if account.shard in own]
-    if records:
-        for path, values in columns_of(plan, records, rows, new_accounts).items():
-            objects += writer.write_column(path, plan.start, values)
+    for path, values in columns.items():
+        objects += writer.write_column(path, plan.start, values)
+    for name, values in restated.items():
+        objects += writer.write_column(f"labels/{plan.release}/{name}", 0, values)
 
     def put(key: str, data: bytes) -> str:
         storage.write(key, data)
@@ -99,9 +111,11 @@ def finish(
     table = stac.items_table(
         records, rows, collection=writer.cube_id, archive=source.archive, present=present
     )
-    table_all = table if before is None else pa.concat_tables([before.items, table])
-    if before is not None and late:
-        table_all = pa.concat_tables([restated_items(late, accounts, before), table])
+    table_all = table
+    if before is not None:
+        old = items_with_views(late, accounts, before) if late else before.items
+        table_all = pa.concat_tables([restated_items(facts, old, source.archive), table])
+    learned = [] if before is None else facts.lines(before.items)
     joined = [
         f"{p.filled[0]} {p.records[row].id}" for p in late for row in written_rows(p, accounts)
     ]
@@ -114,14 +128,15 @@ def finish(
         tables=(
             put(
                 f"items/{plan.release}-0.parquet",
-                stac.parquet_bytes(table_all if joined else table),
+                stac.parquet_bytes(table_all if joined or learned else table),
             ),
         ),
         source=source.archive,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        digest=release_digest([*(r.id for r in records), *joined]),
+        digest=release_digest([*(r.id for r in records), *joined, *learned]),
+        label_arrays=tuple(f"labels/{plan.release}/{name}" for name in restated),
         late=late_runs(late, accounts),
-        restates=bool(joined),
+        restates=bool(joined or learned),
     )
     releases = (*(before.releases if before else ()), release)
     aside = {

@@ -31,7 +31,7 @@ from bigearth_cube.ingest.plan import Plan, make_plan
 from bigearth_cube.ingest.publish import finish
 from bigearth_cube.ingest.shard import VIEWS, ShardAccount, write_shard
 from bigearth_cube.ingest.stream import write_late, write_streamed
-from bigearth_cube.ingest.survey import check_source, not_applied, opened, take_survey
+from bigearth_cube.ingest.survey import check_source, opened, take_survey
 from bigearth_cube.lock import lock
 from bigearth_cube.shards import Profile
 from bigearth_cube.storage import Storage, StorageOptions
@@ -73,8 +73,9 @@ class IngestReport:
         Patches ingested without labels, because no source says.
     n_unsplit
         Patches ingested without a split, because no source says.
-    n_not_applied
-        Published rows without labels or split of which the source says now: they stay as they are.
+    n_restated
+        Published rows of which the source knows what the cube did not, or otherwise: labels,
+        split, country, flags. The release states them anew.
     resumed_shards
         Shards found finished from an earlier run.
     quarantined, orphans
@@ -90,7 +91,7 @@ class IngestReport:
     n_absent: int
     n_unlabeled: int
     n_unsplit: int
-    n_not_applied: int
+    n_restated: int
     resumed_shards: int
     quarantined: tuple[SetAside, ...]
     orphans: tuple[SetAside, ...]
@@ -192,7 +193,7 @@ def ingest(
         plans: list[Plan] = []
         shards: list[ShardAccount] = []
         resumed = 0
-        if new or late.groups:
+        if new or late.groups or survey.facts:
             plan = make_plan(
                 storage,
                 source.archive,
@@ -203,7 +204,8 @@ def ingest(
                 late_groups=late.groups,
             )
             plans = [plan, *late_plans(plan, late)]
-            done = _begin(storage, plans, streamed=isinstance(source, TarSource))
+            about = "" if cube is None else survey.facts.digest(cube.items)
+            done = _begin(storage, plans, about, streamed=isinstance(source, TarSource))
             resumed = len({account.shard for account in done})
             place = _spill_of(storage, plans, spill, storage_options)
             threads = workers or os.cpu_count() or 1
@@ -244,13 +246,14 @@ def ingest(
         if require_complete and gone:
             raise _incomplete(gone)
         accounts = _balance(source.found(), ingested, orphans, quarantined)
-        if plan is not None and not new and not any(written_rows(p, shards) for p in plans[1:]):
+        joins = any(written_rows(p, shards) for p in plans[1:])
+        if plan is not None and not (new or joins or survey.facts):
             # Every view that came late is in quarantine: its shard stays open for a sound one.
             for key, _ in storage.list(plan.folder):
                 storage.delete(key)
             plan = None
         if plan is not None:
-            cube = finish(storage, source, plans, cube, shards, orphans, held)
+            cube = finish(storage, source, plans, cube, shards, orphans, survey.facts, held)
     assert cube is not None
     written = [r for row, r in enumerate(new, plan.start if plan else 0) if row not in void]
     return IngestReport(
@@ -261,7 +264,7 @@ def ingest(
         n_absent=len(survey.absent) + len(gone),
         n_unlabeled=sum(record.labels is None for record in written),
         n_unsplit=sum(record.split is None for record in written),
-        n_not_applied=not_applied(cube, old),
+        n_restated=len(survey.facts.places),
         resumed_shards=resumed,
         quarantined=quarantined,
         orphans=orphans,
@@ -313,11 +316,14 @@ def _balance(
     return accounts
 
 
-def _begin(storage: Storage, plans: Sequence[Plan], *, streamed: bool) -> list[ShardAccount]:
+def _begin(
+    storage: Storage, plans: Sequence[Plan], facts: str, *, streamed: bool
+) -> list[ShardAccount]:
     """Record the plan, or find the same plan and what a run that did not end finished of it."""
     plan = plans[0]
     key = f"{plan.folder}/plan.json"
-    document = {"digests": [p.digest() for p in plans], "patches": len(plan.records)}
+    digests = [p.digest() for p in plans]
+    document = {"digests": digests, "patches": len(plan.records), "facts": facts}
     if not storage.write_new(key, json.dumps(document).encode()):
         found = json.loads(storage.read(key))
         if found != document:

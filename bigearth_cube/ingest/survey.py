@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -21,15 +20,19 @@ from bigearth_cube.archive import (
 )
 from bigearth_cube.archive.base import Unpaired
 from bigearth_cube.archive.catalog_only import open_lists
+from bigearth_cube.archive.facts_only import FactSource
+from bigearth_cube.archive.folders import open_facts
 from bigearth_cube.archive.names import PUBLISHED_FOLDERS
 from bigearth_cube.cube import Cube, open_cube
 from bigearth_cube.errors import InvalidInputError, MalformedPatchError, NotFoundError
+from bigearth_cube.ingest.facts import Facts, find_facts
 from bigearth_cube.ingest.late import LateViews, find_late
 from bigearth_cube.ingest.plan import row_order
 from bigearth_cube.ingest.shard import views_of
 from bigearth_cube.ingest.stream import faults_in_stream
 from bigearth_cube.nomenclature import Archive
 from bigearth_cube.storage import Storage
+from bigearth_cube.writer import ROOT, ZARR
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,8 @@ class Survey:
         hand of their other views.
     absent
         Patches that the lists hold and that neither the source nor the cube has.
+    facts
+        What the source says of rows that are in the cube, and the cube does not.
     """
 
     cube: Cube | None
@@ -60,6 +65,7 @@ class Survey:
     still_bad: Sequence[SetAside]
     bad_views: Sequence[SetAside]
     absent: Sequence[str]
+    facts: Facts
 
 
 def take_survey(
@@ -84,7 +90,8 @@ def take_survey(
             f"only Sentinel-1 patches or reference maps, and no cube at {storage.url} to join "
             f"them to; ingest their Sentinel-2 patches first"
         )
-    _check_pixels(cube, records)
+    if not isinstance(source, FactSource):
+        _check_pixels(cube, records)
     known = set() if cube is None else set(cube.items["id"].to_pylist())
     aside = _quarantined_before(cube)
     unknown, still_bad, bad_views = _set_aside_again(
@@ -94,7 +101,9 @@ def take_survey(
     late = find_late(cube, old, unpaired_of(source), aside)
     absent = [name for name in source.absent() if name not in known]
     new = sorted(unknown, key=row_order)
-    return Survey(cube, new, old, late, still_bad, bad_views, absent)
+    lists = source.lists if isinstance(source, FolderSource | TarSource | FactSource) else ()
+    facts = Facts() if cube is None else find_facts(cube, source.archive, old, lists)
+    return Survey(cube, new, old, late, still_bad, bad_views, absent, facts)
 
 
 def unpaired_of(source: PatchSource) -> Sequence[Unpaired]:
@@ -124,6 +133,11 @@ def opened(
         _check_place(sources, storage)
     # Folders are the usual case; anything else reads itself.
     if isinstance(sources, Sequence):
+        # Lists alone say something of the rows of a cube; where there is none, they are too little.
+        if not metadata_only and storage.exists(f"{ZARR}/{ROOT}"):
+            facts = open_facts(list(sources), archive=archive)
+            if facts is not None:
+                return facts
         open_sources = open_lists if metadata_only else open_archive
         return open_sources(list(sources), archive=archive)
     if metadata_only:
@@ -150,24 +164,6 @@ def _check_pixels(cube: Cube | None, records: Sequence[PatchRecord]) -> None:
             f"the cube at {cube.url} has pixels, the source has none; give another URL for a cube "
             f"of lists alone"
         )
-
-
-def not_applied(cube: Cube, old: Sequence[PatchRecord]) -> int:
-    """Count the published rows that know less than their records say now."""
-    if not old:
-        return 0
-    known = {
-        name: dict(zip(cube.items["id"].to_pylist(), ~np.asarray(lacks), strict=True))
-        for name, lacks in (
-            ("labels", cube.items["bec:labels"].is_null()),
-            ("split", cube.items["bec:split"].is_null()),
-        )
-    }
-    return sum(
-        (r.labels is not None and not known["labels"][r.id])
-        or (r.split is not None and not known["split"][r.id])
-        for r in old
-    )
 
 
 def _check_place(sources: Sequence[str], storage: Storage) -> None:
@@ -198,7 +194,7 @@ def check_source(source: PatchSource, records: Sequence[PatchRecord]) -> None:
     InvalidInputError
         If nothing in it can be read.
     """
-    if not records and not unpaired_of(source):
+    if not records and not unpaired_of(source) and not isinstance(source, FactSource):
         reasons = "; ".join(q.reason for q in list(source.quarantined())[:3])
         raise InvalidInputError(
             f"no patch can be read from the source ({reasons or 'it is empty'})"
