@@ -697,7 +697,7 @@ def _end_to_end(pieces: Sequence[xr.Variable]) -> xr.Variable:
 
 
 def _fill_of(variable: xr.Variable, pixel_fill: float) -> Any:
-    """What a variable of a pixel group holds where nothing was written."""
+    """Say what a variable of a pixel group holds where nothing was written."""
     if variable.ndim > 1:
         return pixel_fill
     if variable.dtype.kind == "M":

@@ -682,7 +682,7 @@ def test_an_empty_or_wrong_folder_says_what_it_holds_and_what_to_do(
 def test_what_is_published_beside_the_lists_is_named_and_not_read(
     v1: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    others = ["v1_tile_names_and_links.csv.bz2", "bigearthnet_s2_tile_ids.csv"]
+    others = ["bigearthnet_s2_tile_ids.csv"]
     for name in others:
         (v1.parent / name).write_bytes(b"no list at all")
     (v1.parent / "v1_train.csv").write_text(f"{V1_ID}\n")

@@ -6,6 +6,7 @@ import functools
 import gzip
 import http.server
 import io
+import json
 import random
 import shutil
 import subprocess
@@ -35,6 +36,7 @@ from bigearth_cube.ingest import run as run_module
 from bigearth_cube.storage import Storage
 
 Files = dict[str, bytes]
+TILE = "S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP"
 
 V2 = ("BigEarthNet-S2", "BigEarthNet-S1", "Reference_Maps")
 V1 = ("BigEarthNet-v1.0", "BigEarthNet-S1-v1.0")
@@ -362,13 +364,15 @@ def planned_tars(
     return of
 
 
-def test_rows_planned_from_lists_are_those_planned_from_names(
-    planned_tars: Callable[[Sequence[str]], TarSource],
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_tars_beside_their_lists_are_read_once_and_give_the_same_cube(
+    version: str,
     tars: Callable[[str], list[str]],
     from_folders: dict[str, str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    source = open_archive(tars(version))
     opened: list[str] = []
 
     def counted(url: str) -> Iterator[Any]:
@@ -376,11 +380,112 @@ def test_rows_planned_from_lists_are_those_planned_from_names(
         return members(url)
 
     monkeypatch.setattr("bigearth_cube.archive.tar.members", counted)
-    report = ingest(planned_tars(tars("v2")[:3]), str(tmp_path))
-    assert sorted(opened) == sorted(f"{name}.tar.zst" for name in V2)  # each once
+    report = ingest(source, str(tmp_path))
+    expected = [Path(path).name for path in tars(version) if ".tar" in path]
+    assert sorted(opened) == sorted(expected)  # each once
     assert_balanced(report)
-    assert (report.n_rows, report.n_absent) == (300, 0)
-    assert stored(str(tmp_path)) == stored(from_folders["v2"])
+    assert (report.n_rows, report.n_absent, report.n_unlabeled) == (300, 0, 0)
+    assert stored(str(tmp_path)) == stored(from_folders[version])
+
+
+def test_a_killed_run_of_v1_knows_all_labels_when_it_has_gone_on(
+    tars: Callable[[str], list[str]],
+    from_folders: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(assemble, "MEMORY_BYTES", 1)
+    views = TarSource.views
+
+    def dying(self: TarSource, only: Any = None) -> Iterator[View]:
+        for number, view in enumerate(views(self, only)):
+            if number == 310:
+                raise KilledError
+            yield view
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TarSource, "views", dying)
+        with pytest.raises(KilledError):
+            ingest(tars("v1"), str(tmp_path))
+    report = ingest(tars("v1"), str(tmp_path))
+    assert report.resumed_shards
+    assert stored(str(tmp_path)) == stored(from_folders["v1"])
+
+
+def test_what_is_wrong_with_the_json_of_v1_is_found_in_the_stream(
+    archives: Path, tmp_path: Path
+) -> None:
+    files = files_of(archives / "v1" / V1[0])
+    folders = sorted({path.rsplit("/", 1)[0] for path in files})
+    names = [folder.rsplit("/", 1)[1] for folder in folders]
+    json_of = [f"{f}/{n}_labels_metadata.json" for f, n in zip(folders, names, strict=True)]
+    del files[json_of[0]]
+    files[json_of[1]] = b"{"
+    files[json_of[2]] = files[json_of[2]].replace(b"_T", b"_T01CCV_", 1)
+    moved = json.loads(files[json_of[3]])
+    moved["coordinates"] = {key: value + 1200 for key, value in moved["coordinates"].items()}
+    files[json_of[3]] = json.dumps(moved).encode()
+    unlisted = f"{names[5].rsplit('_', 2)[0]}_90_90"
+    files |= {
+        path.replace(names[5], unlisted): data for path, data in files.items() if names[5] in path
+    }
+    files = {path: data for path, data in files.items() if names[4] not in path}
+    tar = write_tar(tmp_path / "BigEarthNet-S2-v1.0.tar.gz", files)
+    sources = [tar, *lists_of(archives / "v1")]
+    source = open_archive(sources)
+    report = ingest(source, str(tmp_path / "cube"))
+    assert source.from_lists  # type: ignore[attr-defined]
+    assert_balanced(report)
+    assert (report.n_rows, report.n_absent, report.n_unlabeled) == (295, 1, 0)
+    reasons = {q.id: q.reason for q in report.quarantined}
+    assert reasons[names[0]] == "is missing"
+    assert "does not parse as JSON" in reasons[names[1]]
+    assert "the list of tiles says" in reasons[names[2]]
+    assert "is off the grid" in reasons[names[3]]
+    assert reasons[unlisted] == "no list that was given names it"
+    cube = open_cube(str(tmp_path / "cube"))
+    assert [fault for _, fault in cube.verify(cube.recorded_objects()) if fault] == []
+    # The next run looks at names, as the cube is there, and takes up what no list names.
+    again = ingest(sources, str(tmp_path / "cube"))
+    assert_balanced(again)
+    assert again.n_absent == 1
+
+
+def test_a_tar_far_smaller_than_its_lists_is_looked_into_first(
+    archives: Path, tmp_path: Path
+) -> None:
+    files = files_of(archives / "v2" / "BigEarthNet-S2")
+    few = sorted({path.rsplit("/", 1)[0] for path in files})[:5]
+    tar = write_tar(
+        tmp_path / "BigEarthNet-S2.tar.zst",
+        {path: data for path, data in files.items() if path.rsplit("/", 1)[0] in few},
+    )
+    sources = [tar, *lists_of(archives / "v2")]
+    report = ingest(sources, str(tmp_path / "cube"))
+    assert_balanced(report)
+    assert (report.n_rows, report.n_absent) == (5, 295)
+    ids = [folder.rsplit("/", 1)[1] for folder in few]
+    cube = open_cube(str(tmp_path / "cube"))
+    assert sorted(cube.items["id"].to_pylist()) == ids
+    assert len(cube.rows) == cube.rows[-1] + 1  # no padding among them
+
+
+def test_a_square_that_no_table_holds_is_measured_in_a_first_pass(
+    archives: Path, tmp_path: Path
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    lists = lists_of(archives / "v2")
+    table = pq.read_table(next(path for path in lists if path.endswith("metadata.parquet")))
+    first = {**table.to_pylist()[0], "patch_id": f"{TILE[:-5]}01CCV_00_00", "s1_name": None}
+    more = tmp_path / "metadata.parquet"
+    pq.write_table(pa.concat_tables([table, pa.Table.from_pylist([first], table.schema)]), more)
+    tar = write_tar(tmp_path / "BigEarthNet-S2.tar", files_of(archives / "v2" / "BigEarthNet-S2"))
+    source = open_archive([tar, str(more)])
+    report = ingest(source, str(tmp_path / "cube"))
+    assert not source.from_lists  # type: ignore[attr-defined]
+    assert (report.n_rows, report.n_absent) == (300, 1)
 
 
 def test_what_lists_promise_and_tars_lack_is_absent_and_the_rest_is_accounted_for(
@@ -674,7 +779,7 @@ def test_real_samples_in_tars_give_the_cube_of_their_folders(
     ]
     lists = lists_of(samples / "metadata")
     lists = [path for path in lists if path.endswith(".parquet") == (version == "v2")]
-    lists = [path for path in lists if not path.endswith(("ids.csv", "links.csv.bz2"))]
+    lists = [path for path in lists if not path.endswith("ids.csv")]
     folders = [str(samples / version / name) for name in names]
     by_tar = ingest([*sources, *lists], str(tmp_path / "a"))
     by_folder = ingest([*folders, *lists], str(tmp_path / "b"))

@@ -22,8 +22,8 @@ from bigearth_cube.archive.listing import Listing, describe_wrong_folder, list_f
 from bigearth_cube.archive.lists import archive_of_list, expected_lists
 from bigearth_cube.archive.names import archive_of
 from bigearth_cube.archive.pixels import read_patch
-from bigearth_cube.archive.sources import file_name, is_remote
-from bigearth_cube.archive.tar import TarSource, archive_of_tar, is_published_v2, is_tar
+from bigearth_cube.archive.sources import is_remote
+from bigearth_cube.archive.tar import TarSource, archive_of_tar, can_read_once, is_tar
 from bigearth_cube.errors import InvalidInputError, NotFoundError
 from bigearth_cube.nomenclature import ARCHIVES, Archive
 
@@ -122,12 +122,8 @@ def _open_tars(
                 f"{tar} is of {archive_of_tar(tar)}, {tars[0]} of {found}; each has its own cube"
             )
     _check_archive(tars, found, archive, paths)
-    # Over the network once, where lists say what is in the tars; from disk names cost little.
-    remote = [tar for tar in tars if is_remote(tar)]
-    listed = found == "v2" and bool(paths) and all(is_published_v2(tar) for tar in tars)
-    unique = len({file_name(tar) for tar in tars}) == len(tars)
     lists = list(dict.fromkeys(paths))
-    return TarSource(found, tars, lists, from_lists=bool(remote) and listed and unique)
+    return TarSource(found, tars, lists, from_lists=can_read_once(found, tars, lists))
 
 
 def _check_archive(

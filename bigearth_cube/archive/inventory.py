@@ -6,9 +6,9 @@ import functools
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from bigearth_cube.archive.base import Kind, PatchRecord, SetAside, Unpaired
 from bigearth_cube.archive.grid import Corner, Grid
@@ -20,7 +20,13 @@ from bigearth_cube.archive.metadata import (
     parse_s1_metadata,
     parse_s2_metadata,
 )
-from bigearth_cube.archive.names import check_s1_name, parse_v1_name, parse_v2_name
+from bigearth_cube.archive.names import (
+    check_s1_name,
+    mgrs_of_product,
+    parse_v1_name,
+    parse_v2_name,
+    sensed,
+)
 from bigearth_cube.archive.pixels import measure_corner, read_file
 from bigearth_cube.errors import InvalidInputError, MalformedPatchError
 from bigearth_cube.nomenclature import (
@@ -71,6 +77,8 @@ def take_stock(
     lists: Sequence[str],
     read: Callable[[str], bytes] = read_file,
     measure: Callable[[PatchFolder], Corner] | None = None,
+    *,
+    from_lists: bool = False,
 ) -> Inventory:
     """Make records of a listing.
 
@@ -87,6 +95,9 @@ def take_stock(
     measure
         Says where a patch lies by its own files, for squares that no table holds; by its B02 on
         disk where it is None.
+    from_lists
+        Whether the folders are those that lists promise: no JSON of v1 is read then, and
+        ``completed`` adds what it says.
 
     Raises
     ------
@@ -116,7 +127,9 @@ def take_stock(
         elif chosen is not None:
             reason = "no Sentinel-2 patch of this name is at hand"
             stock.add_unpaired(chosen, map_id, reason, "reference")
-    parse = _parse_v1 if archive == "v1" else functools.partial(_parse_v2, measure or _measured)
+    parse: _Parse = functools.partial(_parse_v2, measure or _measured)
+    if archive == "v1":
+        parse = _parse_v1_listed if from_lists else _parse_v1
     grid = Grid()
     for s2_id in sorted(s2):
         folder = _choose(s2[s2_id], _S2_FILES, "s2", stock)
@@ -228,9 +241,53 @@ def _parse_v1(folder: PatchFolder, listed: Listed, grid: Grid, read: _Read) -> _
         metadata = parse_s2_metadata(read(file))
         corner = grid.corner(metadata.mgrs, col, row, measure=lambda: metadata.corner)
         _check_corner(metadata, corner)
+        if listed.tile is not None:
+            _check_square(metadata, listed.tile)
     except InvalidInputError as error:
         raise MalformedPatchError(folder.name, file, str(error)) from None
-    return _Told(metadata.tile, metadata.mgrs, col, row, metadata.acquired, corner, metadata.labels)
+    # The list has the product as it is called; the JSON repeats the faults of patch names in it.
+    tile = listed.tile or metadata.tile
+    return _Told(tile, metadata.mgrs, col, row, metadata.acquired, corner, metadata.labels)
+
+
+def _parse_v1_listed(folder: PatchFolder, listed: Listed, grid: Grid, read: _Read) -> _Told:
+    col, row = parse_v1_name(folder.name)
+    assert listed.tile is not None  # the folder is from the list of tiles
+    mgrs = mgrs_of_product(listed.tile)
+    corner = grid.corner(mgrs, col, row, measure=functools.partial(_unknown_square, mgrs))
+    return _Told(listed.tile, mgrs, col, row, sensed(listed.tile), corner, None)
+
+
+def _unknown_square(mgrs: str) -> NoReturn:
+    raise InvalidInputError(f"no table holds square {mgrs}")
+
+
+def completed(record: PatchRecord, data: bytes | None, file: str) -> PatchRecord:
+    """Complete a record of v1 that was made from lists by what its JSON says: labels and time.
+
+    Parameters
+    ----------
+    record
+        The record.
+    data
+        The JSON, or None where there is none.
+    file
+        Its path.
+
+    Raises
+    ------
+    MalformedPatchError
+        If it is missing, does not parse, or says that the patch lies elsewhere.
+    """
+    if data is None:
+        raise MalformedPatchError(record.id, file, "is missing")
+    try:
+        metadata = parse_s2_metadata(data)
+        _check_square(metadata, record.tile)
+        _check_corner(metadata, (record.epsg, record.ulx, record.uly))
+    except InvalidInputError as error:
+        raise MalformedPatchError(record.id, file, str(error)) from None
+    return replace(record, acquired=metadata.acquired, labels=metadata.labels)
 
 
 def _measured(folder: PatchFolder) -> Corner:
@@ -289,6 +346,12 @@ def _check_corner(metadata: S2Metadata, expected: Corner) -> None:
             f"is off the grid: (EPSG, x, y) is {metadata.corner}, expected {expected} by square "
             f"{metadata.mgrs} and indices"
         )
+
+
+def _check_square(metadata: S2Metadata, tile: str) -> None:
+    square = mgrs_of_product(tile)
+    if metadata.mgrs != square:
+        raise InvalidInputError(f"names square {metadata.mgrs}, the list of tiles says {square}")
 
 
 def _check_labels(listed: Listed) -> None:

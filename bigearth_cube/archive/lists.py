@@ -10,11 +10,12 @@ import bz2
 import csv
 import logging
 import re
+import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from bigearth_cube.archive.names import archive_of
+from bigearth_cube.archive.names import archive_of, is_l1c_product
 from bigearth_cube.archive.sources import file_name, opened
 from bigearth_cube.errors import InvalidInputError
 from bigearth_cube.nomenclature import Archive
@@ -29,12 +30,11 @@ _V1_SPLITS: Final = {
 }
 _SNOW, _CLOUD = "patches_with_seasonal_snow", "patches_with_cloud_and_shadow"
 _NO_CLASS, _PAIRS = "patches_with_no_19_class_targets", "s1_s2_name_country_season"
-_V1_LISTS: Final = (*_V1_SPLITS, _SNOW, _CLOUD, _NO_CLASS, _PAIRS)
+_TILES: Final = "tile_names_and_links"
+_V1_LISTS: Final = (*_V1_SPLITS, _SNOW, _CLOUD, _NO_CLASS, _PAIRS, _TILES)
 _V1_NAME: Final = re.compile(rf"(?:v1_)?({'|'.join(_V1_LISTS)})\.csv(?:\.bz2)?")
 # Published beside the lists of v1; they say nothing of single patches.
-_V1_OTHERS: Final = re.compile(
-    r"v1_tile_names_and_links\.csv(?:\.bz2)?|bigearthnet_s2_tile_ids\.csv"
-)
+_V1_OTHERS: Final = re.compile(r"bigearthnet_s2_tile_ids\.csv")
 _V2_NAMES: Final = (
     "metadata.parquet",
     "metadata_for_patches_with_snow_cloud_or_shadow.parquet",
@@ -61,6 +61,7 @@ class Listed:
     s1_id: str | None = None
     flagged_snow: bool | None = None
     flagged_cloud_or_shadow: bool | None = None
+    tile: str | None = None
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,47 @@ def archive_of_list(path: str) -> Archive | None:
 
 def expected_lists() -> str:
     """Names of the lists, for messages."""
-    v1 = f"train, val, test, {_SNOW}, {_CLOUD}, {_NO_CLASS}, {_PAIRS}"
+    v1 = f"train, val, test, {_SNOW}, {_CLOUD}, {_NO_CLASS}, {_PAIRS}, {_TILES}"
     return f"{', '.join(_V2_NAMES)}, or of v1 {v1} ([v1_]….csv[.bz2])"
+
+
+def can_plan(archive: Archive, paths: Sequence[str], *, with_s1: bool) -> bool:
+    """Whether lists say what rows need: of v2 any, of v1 the tiles, and the pairs for Sentinel-1.
+
+    Examples
+    --------
+    >>> can_plan("v1", ["v1_train.csv.bz2"], with_s1=False)
+    False
+    """
+    if archive == "v2":
+        return bool(paths)
+    contents = {_v1_content(path) for path in paths if _V1_NAME.fullmatch(file_name(path))}
+    return _TILES in contents and (_PAIRS in contents or not with_s1)
+
+
+def listed_pairs(archive: Archive, paths: Sequence[str]) -> Iterator[tuple[str, str | None]]:
+    """Yield each Sentinel-2 patch that lists which can plan hold, and its Sentinel-1 patch.
+
+    Raises
+    ------
+    InvalidInputError
+        If a file is not what its name promises.
+    """
+    if archive == "v2":
+        for path in paths:
+            for patch_id, listed in read_v2_list(path):
+                yield patch_id, listed.s1_id
+        return
+    contents = {path: _v1_content(path) for path in paths if _V1_NAME.fullmatch(file_name(path))}
+    s1_of: dict[str, str] = {}
+    for path, content in contents.items():
+        if content == _PAIRS:
+            for s1_id, s2_id, _ in _rows(path):
+                s1_of.setdefault(s2_id, s1_id)
+    for path, content in contents.items():
+        if content == _TILES:
+            for s2_id, _ in _tile_rows(path):
+                yield s2_id, s1_of.get(s2_id)
 
 
 def missing_v2_list(names: Collection[str]) -> str | None:
@@ -229,6 +269,7 @@ def _read_v1(paths: Sequence[str], s2_ids: Collection[str], s1_ids: Collection[s
     wanted_s2, wanted_s1 = set(s2_ids), set(s1_ids)
     members: dict[str, set[str]] = {}  # list to those of its patches that are at hand
     countries: dict[str, str] = {}
+    tiles: dict[str, str] = {}
     s1_of: dict[str, str] = {}
     pairs: dict[str, str] = {}
     listed: set[str] = set()
@@ -242,6 +283,11 @@ def _read_v1(paths: Sequence[str], s2_ids: Collection[str], s1_ids: Collection[s
                     s1_of.setdefault(s2_id, s1_id)
                 if s1_id in wanted_s1:
                     pairs.setdefault(s1_id, s2_id)
+        elif content == _TILES:
+            for s2_id, tile in _tile_rows(path):
+                listed.add(s2_id)
+                if s2_id in wanted_s2:
+                    tiles.setdefault(s2_id, tile)
         else:
             ids = set(_ids(path))
             listed |= ids
@@ -258,6 +304,7 @@ def _read_v1(paths: Sequence[str], s2_ids: Collection[str], s1_ids: Collection[s
             s1_id=s1_of.get(s2_id),
             flagged_snow=flag(s2_id, _SNOW),
             flagged_cloud_or_shadow=flag(s2_id, _CLOUD),
+            tile=tiles.get(s2_id),
         )
         for s2_id in wanted_s2
     }
@@ -289,6 +336,18 @@ def _ids(path: str) -> Iterator[str]:
                 f"{path} begins with {line[:60]!r}; expected one v1 patch name a line, no heading"
             )
         yield patch_id
+
+
+def _tile_rows(path: str) -> Iterator[tuple[str, str]]:
+    """Yield patch and L1C product, without ``.SAFE``; the list has no heading."""
+    reader = csv.reader(_lines(path))
+    for row in reader:
+        if len(row) < 2 or archive_of(row[0]) != "v1" or not is_l1c_product(row[1]):
+            raise InvalidInputError(
+                f"{path}: line {reader.line_num} is {','.join(row)[:90]!r}; expected a v1 patch "
+                f"name, its L1C product and a link"
+            )
+        yield row[0], sys.intern(row[1].removesuffix(".SAFE"))
 
 
 def _rows(path: str) -> Iterator[tuple[str, str, str]]:

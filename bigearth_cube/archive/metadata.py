@@ -14,7 +14,7 @@ from bigearth_cube.errors import InvalidInputError
 from bigearth_cube.nomenclature import NAMES_43, PATCH_M
 
 METADATA_TAIL: Final = "labels_metadata.json"
-_KNOWN_LABELS: Final = frozenset(NAMES_43)
+_KNOWN_LABELS: Final = {name: name for name in NAMES_43}  # one string for all patches
 T = TypeVar("T")
 _MAX_M: Final = 20_000_000  # no UTM coordinate is larger
 _EPSG: Final = re.compile(r'AUTHORITY\["EPSG","(\d+)"\]\]$')
@@ -63,7 +63,7 @@ def parse_s2_metadata(data: bytes) -> S2Metadata:
         )
     tile_source = _get(fields, "tile_source", str)
     return S2Metadata(
-        labels=tuple(labels),
+        labels=tuple(_KNOWN_LABELS[label] for label in labels),
         tile=tile_source.removesuffix(".SAFE"),
         mgrs=mgrs_of_product(tile_source),
         acquired=_time(_get(fields, "acquisition_date", str)),

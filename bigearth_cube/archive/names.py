@@ -134,6 +134,27 @@ def check_s1_name(name: str) -> str:
     return name
 
 
+def is_l1c_product(name: str) -> bool:
+    """Whether a Sentinel-2 L1C product is named like this."""
+    return _TILE_SOURCE.fullmatch(name) is not None
+
+
+def sensed(product: str) -> datetime:
+    """Time in the name of an L1C product: within a minute of that of its patches.
+
+    Raises
+    ------
+    InvalidInputError
+        If it is no time.
+
+    Examples
+    --------
+    >>> sensed("S2A_MSIL1C_20170613T101031_N0205_R022_T34VER_20170613T101025").hour
+    10
+    """
+    return _time(product.split("_")[2])
+
+
 def mgrs_of_product(tile_source: str) -> str:
     """MGRS square in the name of an L1C product, as the v1 JSON files give it.
 

@@ -52,6 +52,26 @@ def opened(source: str) -> Iterator[BinaryIO]:
         raise StorageError(f"{source} cannot be read: {error}; run again") from error
 
 
+def size_of(source: str) -> int | None:
+    """Bytes of a source, or None where its server does not say.
+
+    Raises
+    ------
+    NotFoundError
+        If there is no such object.
+    StorageError
+        If storage refuses or cannot be reached.
+    """
+    try:
+        files, path = fsspec.url_to_fs(source)
+        size = files.size(path)
+    except FileNotFoundError:
+        raise NotFoundError(f"{source} does not exist") from None
+    except (OSError, aiohttp.ClientError, ValueError, ImportError) as error:
+        raise StorageError(f"{source} cannot be read: {error}; run again") from error
+    return None if size is None else int(size)
+
+
 def _open(source: str) -> Any:
     try:
         if not source.startswith(_WEB):

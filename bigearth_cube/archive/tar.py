@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import zlib
 from collections import Counter
@@ -13,25 +14,28 @@ from typing import Final
 
 from bigearth_cube.archive.base import KINDS, Kind, Patch, PatchRecord, SetAside, Unpaired
 from bigearth_cube.archive.grid import Corner
-from bigearth_cube.archive.inventory import Inventory, take_stock
+from bigearth_cube.archive.inventory import Inventory, completed, take_stock
 from bigearth_cube.archive.listing import Listing, PatchFolder, band_of
-from bigearth_cube.archive.lists import read_v2_list
+from bigearth_cube.archive.lists import can_plan, listed_pairs, read_lists
 from bigearth_cube.archive.metadata import METADATA_TAIL
 from bigearth_cube.archive.names import (
     PUBLISHED_FOLDERS,
-    V2_FOLDERS,
     archive_of,
     is_s1_patch,
     is_scene,
+    mgrs_of_product,
     parse_v2_name,
 )
 from bigearth_cube.archive.pixels import BANDS, measure_corner
-from bigearth_cube.archive.sources import file_name
+from bigearth_cube.archive.sources import file_name, size_of
 from bigearth_cube.archive.tarstream import SUFFIXES, Member, members
 from bigearth_cube.errors import InvalidInputError
 from bigearth_cube.nomenclature import GROUPS, Archive, square_origins
 
 _B02: Final = "B02.tif"
+_JSON: Final = "json"
+_MAX_BEGUN: Final = 1024
+"""Views of which files are still awaited; those that lack their JSON only are given then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +51,7 @@ class View:
     folder
         URL of the tar and path of the folder in it.
     contents
-        Band (or ``"map"``) to the bytes of its file; a band may be missing.
+        Band (or ``"map"``, or ``"json"``) to the bytes of its file; any may be missing.
     files
         Band to the path of its file, for messages.
     """
@@ -61,7 +65,7 @@ class View:
     @property
     def complete(self) -> bool:
         """Whether every band is there."""
-        return len(self.contents) == len(BANDS[self.kind])
+        return all(band in self.contents for band in BANDS[self.kind])
 
     def read(self, path: str) -> bytes:
         """Bytes of one of its files."""
@@ -71,10 +75,10 @@ class View:
 class TarSource:
     """The patches in the published tars of one archive.
 
-    The tars are read once for their names (and for the JSON of v1), so that rows can be planned,
-    and once for their pixels. They have no random access: ``views`` gives the pixels in the order
-    in which they come. Where that would move an archive over the network twice, rows are planned
-    from the lists of v2 instead, and what is found is known when ``views`` has ended.
+    They have no random access: ``views`` gives the pixels in the order in which they come. Rows
+    are planned from the lists, where these say enough and the tars are large enough to hold what
+    they promise; what is found is known when ``views`` has ended then. Else the tars are read once
+    more, before, for their names (and for the JSON of v1).
 
     Parameters
     ----------
@@ -85,7 +89,8 @@ class TarSource:
     lists
         Paths of official lists.
     from_lists
-        Whether to plan rows from the lists; only where every tar has its published name.
+        Whether to plan rows from the lists; only where every tar has its published name. It does
+        not where the tars are far smaller than what is listed, or a listed square is unknown.
 
     Attributes
     ----------
@@ -159,6 +164,23 @@ class TarSource:
                 self._found[view.kind] += 1
             yield view
 
+    def completed(self, record: PatchRecord, view: View) -> PatchRecord:
+        """Add what only the JSON of v1 says to a record that was planned from lists.
+
+        Raises
+        ------
+        MalformedPatchError
+            If the JSON is missing, does not parse, or says that the patch lies elsewhere.
+        """
+        if not self._with_json or view.kind != "s2":
+            return record
+        file = view.files.get(_JSON, f"{view.folder}/{view.name}_{METADATA_TAIL}")
+        return completed(record, view.contents.get(_JSON), file)
+
+    @property
+    def _with_json(self) -> bool:
+        return self.from_lists and self.archive == "v1"
+
     def read_names(self) -> None:
         """Plan rows from the names in the tars, whatever the lists say."""
         self.from_lists = False
@@ -187,6 +209,8 @@ class TarSource:
                     continue
                 parent, name, tail = place
                 found = band_of(tail)
+                if found is None and tail == METADATA_TAIL and self._with_json:
+                    found = None if is_s1_patch(name) else ("s2", _JSON)
                 if found is None:
                     continue
                 kind, band = found
@@ -196,8 +220,11 @@ class TarSource:
                     view = begun[key] = View(kind, name, key[0], {}, {})
                 view.contents[band] = member.data
                 view.files[band] = f"{key[0]}/{name}_{tail}"
-                if view.complete:
+                needed = len(BANDS[kind]) + (kind == "s2" and self._with_json)
+                if len(view.contents) == needed:
                     yield begun.pop(key)
+                elif len(begun) > _MAX_BEGUN and begun[next(iter(begun))].complete:
+                    yield begun.pop(next(iter(begun)))  # its JSON is missing, as of all the others
             yield from begun.values()
 
     def _note_odd(self, url: str, path: str, seen: set[str]) -> None:
@@ -239,11 +266,25 @@ class TarSource:
         self._take_stock()
         return (url, kind) in self._kinds
 
+    def _may_hold(self, listing: Listing) -> bool:
+        """Whether the tars are large enough to hold what is listed, or a good part of it."""
+        sizes = [size_of(url) for url in self.tars]
+        expected = sum(
+            listing.found[PUBLISHED_TARS[_stem(url)][1]] * PUBLISHED_TARS[_stem(url)][2]
+            for url in self.tars
+        )
+        return None in sizes or sum(size or 0 for size in sizes) >= expected / _SLACK
+
     def _take_stock(self) -> Inventory:
         if self._inventory is None and self.from_lists:
-            listing = _listed(self.tars, self._lists)
-            self._kinds = {(url, _KINDS[_stem(url)]) for url in self.tars}
-            self._inventory = take_stock(self.archive, listing, self._lists, measure=_no_corner)
+            listing, squares = _listed(self.archive, self.tars, self._lists)
+            if squares <= square_origins().keys() and self._may_hold(listing):
+                self._kinds = {(url, PUBLISHED_TARS[_stem(url)][1]) for url in self.tars}
+                self._inventory = take_stock(
+                    self.archive, listing, self._lists, measure=_no_corner, from_lists=True
+                )
+            else:
+                self.from_lists = False
         if self._inventory is None:
             names = _Names()
             for url in self.tars:
@@ -327,42 +368,65 @@ class _Names:
         return listing
 
 
-def _listed(tars: Sequence[str], lists: Sequence[str]) -> Listing:
-    """List the folders that the tars hold if they hold what the lists of v2 say."""
-    listing = Listing()
-    url_of = {_KINDS[_stem(url)]: url for url in tars}
+def _listed(
+    archive: Archive, tars: Sequence[str], lists: Sequence[str]
+) -> tuple[Listing, set[str]]:
+    """List the folders that the tars hold if they hold what lists say, and their MGRS squares."""
+    listing, squares = Listing(), set()
+    url_of = {PUBLISHED_TARS[_stem(url)][1]: url for url in tars}
     bands = {kind: [f"{band}.tif" for band in BANDS[kind]] for kind in KINDS}
     bands["reference"] = ["reference_map.tif"]
-    for path in lists:
-        for patch_id, known in read_v2_list(path):
-            tile = sys.intern(patch_id[:-6])
-            scene = None if known.s1_id is None else known.s1_id.rsplit("_", 3)[0]
-            places = {"s2": (tile, patch_id), "reference": (tile, patch_id)}
-            if scene is not None and known.s1_id is not None:
-                places["s1"] = (sys.intern(scene), known.s1_id)
-            for kind, (folder, name) in places.items():
-                if kind in url_of:
-                    url = url_of[kind]
-                    parent = f"{url}/{_stem(url)}/{folder}"
-                    listing.add_patch(parent, name, [f"{name}_{b}" for b in bands[kind]])
-    return listing
+    seen: set[str] = set()
+    for patch_id, s1_id in listed_pairs(archive, lists):
+        if patch_id in seen:
+            continue
+        seen.add(patch_id)
+        tile, scene = patch_id[:-6], (s1_id or "").rsplit("_", 3)[0]
+        squares.add(tile[-5:])
+        places = {"s2": (tile, patch_id), "reference": (tile, patch_id)}
+        if s1_id is not None:
+            places["s1"] = (scene, s1_id)
+        for kind, (folder, name) in places.items():
+            if kind in url_of:
+                url = url_of[kind]
+                inner = PUBLISHED_TARS[_stem(url)][0]
+                parent = f"{url}/{inner}/{folder}" if archive == "v2" else f"{url}/{inner}"
+                listing.add_patch(sys.intern(parent), name, [f"{name}_{b}" for b in bands[kind]])
+    if archive == "v1":
+        known = read_lists("v1", lists, s2_ids=seen, s1_ids=())
+        squares = {mgrs_of_product(x.tile) for x in known.patches.values() if x.tile is not None}
+    return listing, squares
 
 
-_KINDS: Final = V2_FOLDERS
+PUBLISHED_TARS: Final[Mapping[str, tuple[str, Kind, int]]] = {
+    "BigEarthNet-S2": ("BigEarthNet-S2", "s2", 115_110),
+    "BigEarthNet-S1": ("BigEarthNet-S1", "s1", 99_000),
+    "Reference_Maps": ("Reference_Maps", "reference", 514),
+    "BigEarthNet-S2-v1.0": ("BigEarthNet-v1.0", "s2", 118_600),
+    "BigEarthNet-v1.0": ("BigEarthNet-v1.0", "s2", 118_600),
+    "BigEarthNet-S1-v1.0": ("BigEarthNet-S1-v1.0", "s1", 99_000),
+}
+"""Name of a tar without its suffix to the folder in it, its kind, and its bytes a patch."""
+_SLACK: Final = 8
+"""Tars smaller than an eighth of what is listed would make a cube of padding: they are looked into."""
 
 
 def _stem(url: str) -> str:
-    """Name of a tar without its suffix: the published folder in it."""
-    return file_name(url).split(".tar")[0]
+    """Name of a tar without its suffix."""
+    return re.sub(r"\.(?:tar(?:\.gz|\.zst)?|tgz)$", "", file_name(url))
 
 
-def is_published_v2(url: str) -> bool:
-    """Whether a tar has the name under which v2 was published."""
-    return _stem(url) in V2_FOLDERS
+def can_read_once(archive: Archive, tars: Sequence[str], lists: Sequence[str]) -> bool:
+    """Whether rows may be planned from lists: tars named as published, and lists that say enough."""
+    stems = [_stem(url) for url in tars]
+    if len(set(stems)) < len(stems) or not PUBLISHED_TARS.keys() >= set(stems):
+        return False
+    kinds = [PUBLISHED_TARS[stem][1] for stem in stems]
+    return len(set(kinds)) == len(kinds) and can_plan(archive, lists, with_s1="s1" in kinds)
 
 
 def _no_corner(folder: PatchFolder) -> Corner:
-    raise InvalidInputError("lies in a square that no table holds; copy its tar to disk first")
+    raise InvalidInputError("lies in a square that no table holds")
 
 
 def _odd_folder(url: str, path: str) -> tuple[str, str, Kind] | None:

@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Final, Literal
 
-import fsspec
 import numpy as np
 from numpy.typing import NDArray
 
 from bigearth_cube.archive import FolderSource, PatchRecord, PatchSource, TarSource
 from bigearth_cube.archive.base import KINDS, Kind
 from bigearth_cube.archive.pixels import BANDS, read_view
+from bigearth_cube.archive.sources import size_of
 from bigearth_cube.errors import MalformedPatchError
 from bigearth_cube.ingest.facts import restated_columns
 from bigearth_cube.ingest.late import late_plans
@@ -49,7 +49,7 @@ class Forecast:
     views
         Views it would write, by kind: those of new rows, and late ones of older rows.
     read_bytes
-        Of the files it reads; of tars, which are read twice, both times.
+        Of the files it reads; of tars that are read twice, once for their names, both times.
     objects
         It would put into a new cube, or put anew into an existing one.
     write_bytes
@@ -235,11 +235,8 @@ def _size(path: str) -> int:
 
 
 def _tar_bytes(source: TarSource) -> int:
-    sizes = []
-    for url in source.tars:
-        files, path = fsspec.url_to_fs(url)
-        sizes.append(int(files.size(path)))
-    return 2 * sum(sizes)  # once for the names
+    n_passes = 1 if source.from_lists else 2  # once for the names
+    return n_passes * sum(size_of(url) or 0 for url in source.tars)
 
 
 def _n_objects(plans: Sequence[Plan], *, streamed: bool) -> int:

@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import distributed
@@ -188,7 +188,8 @@ def ingest(
         survey = take_survey(storage, source, records, cube_id)
         if require_complete and survey.absent:
             raise _incomplete(survey.absent)
-        cube, new, old, late = survey.cube, survey.new, survey.old, survey.late
+        cube, old, late = survey.cube, survey.old, survey.late
+        new = list(survey.new)
         plan = None
         plans: list[Plan] = []
         shards: list[ShardAccount] = []
@@ -210,9 +211,13 @@ def ingest(
             place = _spill_of(storage, plans, spill, storage_options)
             threads = workers or os.cpu_count() or 1
             if isinstance(source, TarSource):
-                shards = write_streamed(
+                shards, completed = write_streamed(
                     source, plans, done, place, threads=threads, progress=advance
                 )
+                if completed:
+                    new = [completed.get(row, r) for row, r in enumerate(new, plan.start)]
+                    plan = replace(plan, records=tuple(new))
+                    plans[0] = plan
             else:
                 whole = [account for account in done if account.kind is None]
                 shards = list(whole)

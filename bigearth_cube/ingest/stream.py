@@ -24,7 +24,7 @@ def write_streamed(
     *,
     threads: int,
     progress: Callable[[int, int], None] | None = None,
-) -> list[ShardAccount]:
+) -> tuple[list[ShardAccount], dict[int, PatchRecord]]:
     """Write the shards of some plans from streams.
 
     What an earlier run finished or spilled is neither parsed nor encoded again, though the
@@ -47,8 +47,9 @@ def write_streamed(
 
     Returns
     -------
-    list of ShardAccount
-        One for each shard and kind.
+    tuple
+        Accounts, one for each shard and kind; and the records that only the stream completed, by
+        row.
 
     Raises
     ------
@@ -58,6 +59,7 @@ def write_streamed(
         If storage refuses or cannot be reached.
     """
     parts: list[_Part] = []
+    completed: dict[int, PatchRecord] = {}
     try:
         parts.extend(
             _Part(plan, kind, done, spill, threads)
@@ -85,13 +87,15 @@ def write_streamed(
             n_done += 1
             if progress is not None:
                 progress(n_done, n_views)
-            if part.assembler.wants(row):
-                try:
-                    pixels = read_view(record, view.kind, view.files, view.read)
-                except MalformedPatchError as error:
+            try:
+                told = source.completed(record, view)
+                if told is not record:
+                    completed[row] = told
+                if part.assembler.wants(row):
+                    part.assembler.put(row, read_view(record, view.kind, view.files, view.read))
+            except MalformedPatchError as error:
+                if part.assembler.wants(row):
                     part.assembler.put_aside(row, set_aside_view(record, view.kind, error))
-                else:
-                    part.assembler.put(row, pixels)
             if len(part.seen) == len(part.rows):
                 part.finish()  # the next kind's turn to have memory
             if wanted is not None and all(part.accounts for part in parts):
@@ -103,7 +107,8 @@ def write_streamed(
                     f"not come again: a tar changed meanwhile; run the same command again"
                 )
             part.finish()
-        return _without_s2(plans, [account for part in parts for account in part.accounts])
+        accounts = [account for part in parts for account in part.accounts]
+        return _without_s2(plans, accounts), completed
     finally:
         for part in parts:
             part.assembler.stop()

@@ -184,7 +184,7 @@ def _invent_patch(
     v2_tile = _v2_tile(tile.product)
     record = PatchRecord(
         id=v1_id if archive == "v1" else f"{v2_tile}_{col:02d}_{row:02d}",
-        tile=product if archive == "v1" else v2_tile,
+        tile=tile.product if archive == "v1" else v2_tile,
         mgrs=tile.mgrs,
         col=col,
         row=row,
@@ -320,7 +320,7 @@ def _listed_patch(archive: Archive, seed: int, row: dict[str, Any]) -> PlannedPa
         (t.product for t in tiles() if t.mgrs == mgrs and t.product[11:19] == day),
         f"{v2_tile[:3]}_MSIL1C_{stamp}_N0205_R000_T{mgrs}_{stamp}",
     )
-    product = product.replace(product.split("_")[2], v1_id.split("_")[2], 1)
+    with_fault = product.replace(product.split("_")[2], v1_id.split("_")[2], 1)
     record = PatchRecord(
         id=v1_id if archive == "v1" else row["patch_id"],
         tile=product if archive == "v1" else v2_tile,
@@ -341,4 +341,4 @@ def _listed_patch(archive: Archive, seed: int, row: dict[str, Any]) -> PlannedPa
         record = replace(record, split=None)
     codes = choose_codes(place_rng(seed, record), tuple(row["labels"]), row["country"])
     labels = tuple(row["labels"]) if archive == "v2" else labels_of(codes, archive)
-    return PlannedPatch(replace(record, labels=labels), codes, v1_id, product)
+    return PlannedPatch(replace(record, labels=labels), codes, v1_id, with_fault)

@@ -7,6 +7,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import uuid
 import zlib
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
@@ -231,6 +232,11 @@ def _lists_v1(planned: Sequence[PlannedPatch]) -> dict[str, bytes]:
     ]
     table = "\n".join(["s1_name,s2_name,country,season", *pairs, ""])
     lists["v1_s1_s2_name_country_season.csv"] = table.encode()
+    link = "https://scihub.copernicus.eu/apihub/odata/v1/Products('{}')/$value"
+    lists["v1_tile_names_and_links.csv"] = "".join(
+        f"{p.record.id},{p.record.tile}.SAFE,{link.format(uuid.uuid5(uuid.NAMESPACE_URL, p.record.tile))}\n"
+        for p in planned
+    ).encode()
     return lists
 
 
