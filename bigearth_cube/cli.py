@@ -165,8 +165,16 @@ def synth(
     help="Compression of a new cube: zstd, or lz4.",
     show_default=True,
 )
-@click.option("--workers", type=click.IntRange(min=1), help="Dask workers here; one a core.")
-@click.option("--scheduler", metavar="ADDRESS", help="Dask scheduler to run on instead.")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    help="Dask workers here, of tars threads that encode; one a core.",
+)
+@click.option(
+    "--scheduler",
+    metavar="ADDRESS",
+    help="Dask scheduler to run on instead. Tars are read and encoded by this process all the same.",
+)
 @click.option(
     "--metadata-only",
     is_flag=True,
@@ -200,7 +208,8 @@ def ingest(
 
     SOURCES are folders of one archive (or its root), or its published tars, path or URL, which
     are read as streams; and its metadata files: the v2 parquets, the v1 lists. Sentinel-1 and
-    reference maps may come in a later run. Exits with 3 if patches had to be put into quarantine.
+    reference maps may come in a later run, and so may lists: what they say of published rows is
+    in the next release. Exits with 3 if patches had to be put into quarantine.
 
     \b
     Examples:

@@ -17,7 +17,7 @@ from bigearth_cube import layout as layouts
 from bigearth_cube.layout import CubeLayout, Documents
 from bigearth_cube.nomenclature import GROUPS
 from bigearth_cube.release import Release, StoredObject
-from bigearth_cube.shards import ArrayLayout, array_layout, encode_shard
+from bigearth_cube.shards import ArrayLayout, array_layout
 from bigearth_cube.storage import Storage
 
 ZARR = "cube.zarr"
@@ -57,13 +57,8 @@ class CubeWriter:
             written += self.write_column(path, 0, np.array(names, dtype=object))
         return written
 
-    def write_shard(self, group: str, shard: int, block: NDArray[Any]) -> StoredObject:
-        """Encode one shard and put it; see ``encode_shard`` for the block."""
-        layout = self.pixel_layout(group)
-        return self.put_shard(group, shard, encode_shard(layout, block))
-
     def put_shard(self, group: str, shard: int, data: bytes) -> StoredObject:
-        """Put one shard that is encoded already."""
+        """Put one shard, encoded; see ``shards.join_chunks``."""
         return self._put(self.pixel_layout(group).key(shard), data)
 
     def pixel_layout(self, group: str) -> ArrayLayout:

@@ -352,29 +352,6 @@ def test_refused_and_missing_on_s3_are_one_line_each(
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_ctrl_c_says_how_to_go_on_and_the_next_run_finishes(tmp_path: Path) -> None:
-    folder, url = tmp_path / "archive", tmp_path / "cube"
-    assert bec("synth", str(folder), "--patches", "300", "--seed", "2").returncode == 0
-    command = [sys.executable, "-m", "bigearth_cube.cli", "ingest", str(folder), str(url)]
-    process = subprocess.Popen(
-        [*command, "--workers", "1"], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    deadline = time.monotonic() + 60
-    while not list(url.glob("ingest/r1/shards/*")) and time.monotonic() < deadline:
-        if process.poll() is not None:
-            break
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    if process.returncode != 0:  # else it had just finished
-        assert process.returncode == 130
-        assert "interrupted; run the same command again to go on" in err
-        assert "Traceback" not in err
-    done = bec("ingest", str(folder), str(url), "--workers", "1")
-    assert done.returncode == 0, done.stderr
-    assert open_cube(str(url)).n_patches == 300
-
-
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_ctrl_c_says_that_half_an_archive_is_to_be_removed(workers: str, tmp_path: Path) -> None:
     folder = tmp_path / "archive"

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from bigearth_cube.archive import geotiff as geotiff_module
 from bigearth_cube.archive.geotiff import Georeference, read_geotiff
 from bigearth_cube.errors import InvalidInputError
 
@@ -155,6 +156,27 @@ def test_a_damaged_file_is_refused_or_has_the_right_form(
             return
     assert (pixels.shape, pixels.dtype.newbyteorder("=")) == ((120, 120), "uint16")
     assert isinstance(corner, Georeference)
+
+
+@given(
+    data=st.sampled_from(BANDS),
+    flips=st.lists(st.tuples(st.integers(0, 700), st.integers(0, 255)), max_size=8),
+    length=st.none() | st.integers(0, 40_000),
+)
+def test_what_alike_files_teach_is_what_each_says_itself(
+    data: bytes, flips: list[tuple[int, int]], length: int | None
+) -> None:
+    changed = bytearray(data)
+    for place, value in flips:
+        changed[place] = value
+    file = bytes(changed[:length])
+    alike = geotiff_module._read_alike(file, (120, 120), "uint16")
+    if not flips and length is None and data == BANDS[0]:
+        assert alike is not None
+    if alike is not None:
+        pixels, corner = geotiff_module._read_plain(file, (120, 120), np.dtype("uint16"))
+        np.testing.assert_array_equal(alike[0], pixels)
+        assert alike[1] == corner or np.isnan(corner[1:]).any()
 
 
 @given(data=st.binary(max_size=400) | st.binary(max_size=400).map(lambda b: b"II*\0" + b))

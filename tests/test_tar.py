@@ -558,6 +558,36 @@ def test_a_spill_folder_serves_several_cubes_and_never_mixes_them(
     assert stored(str(tmp_path / "b")) == stored(str(tmp_path / "c"))
 
 
+def test_a_spill_folder_is_found_again_and_emptied_by_a_run_that_does_not_name_it(
+    archives: Path,
+    from_folders: dict[str, str],
+    tars: Callable[[str], list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(assemble, "MEMORY_BYTES", 1)
+    views = TarSource.views
+
+    def dying(self: TarSource, only: Any = None) -> Iterator[View]:
+        for number, view in enumerate(views(self, only)):
+            if number == 200:
+                raise KilledError
+            yield view
+
+    for place in ("one", "two"):
+        with monkeypatch.context() as patched:
+            patched.setattr(TarSource, "views", dying)
+            with pytest.raises(KilledError):
+                ingest(tars("v2"), str(tmp_path / "cube"), spill=str(tmp_path / place))
+        assert Storage(tmp_path / place).list()
+    ingest(tars("v2"), str(tmp_path / "cube"))
+    assert not Storage(tmp_path / "one").list() + Storage(tmp_path / "two").list()
+    ingest(tars("v2"), str(tmp_path / "undisturbed"))
+    names = [{key for key, _ in Storage(tmp_path / n).list()} for n in ("cube", "undisturbed")]
+    assert names[0] == names[1]
+    assert stored(str(tmp_path / "cube")) == stored(from_folders["v2"])
+
+
 def test_what_is_repaired_between_a_killed_run_and_the_next_goes_in(
     archives: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

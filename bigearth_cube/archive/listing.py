@@ -6,6 +6,7 @@ strings and a mapping that all folders with the same kind of files share.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -233,6 +234,7 @@ def _kinds_of(name: str) -> set[Kind]:
     return {"s1"} if name.startswith("S1") else {"s2", "reference"}
 
 
+@functools.lru_cache(maxsize=256)
 def band_of(tail: str) -> tuple[Kind, str] | None:
     """Kind and band (or ``"map"``) of what comes after a patch's name in a file name.
 

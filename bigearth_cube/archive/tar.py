@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import sys
@@ -441,10 +442,19 @@ def _odd_folder(url: str, path: str) -> tuple[str, str, Kind] | None:
 def _place(url: str, path: str) -> tuple[str, str, str] | None:
     """Parent folder, patch name and rest of the file name; None where the file is of no patch."""
     parent, _, file = path.rpartition("/")
-    above, _, name = parent.rpartition("/")
-    if not file.startswith(f"{name}_") or not (archive_of(name) or is_s1_patch(name)):
+    folder = _patch_folder(url, parent)
+    if folder is None or not file.startswith(f"{folder[1]}_"):
         return None
-    return (f"{url}/{above}" if above else url), name, file[len(name) + 1 :]
+    return *folder, file[len(folder[1]) + 1 :]
+
+
+@functools.lru_cache(maxsize=16)  # a patch's files come one after the other
+def _patch_folder(url: str, path: str) -> tuple[str, str] | None:
+    """Parent folder and name, where the name is that of a patch."""
+    above, _, name = path.rpartition("/")
+    if not (archive_of(name) or is_s1_patch(name)):
+        return None
+    return (f"{url}/{above}" if above else url), name
 
 
 def is_tar(source: str) -> bool:

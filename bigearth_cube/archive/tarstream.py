@@ -8,10 +8,12 @@ tar, POSIX (pax) and ustar write them.
 from __future__ import annotations
 
 import gzip
+import queue
+import threading
 import zlib
 from collections.abc import Iterator
-from contextlib import ExitStack
-from io import BufferedReader
+from contextlib import ExitStack, suppress
+from io import BufferedReader, RawIOBase
 from typing import Any, BinaryIO, Final, NamedTuple, cast
 
 import zstandard
@@ -25,6 +27,8 @@ _READ_BYTES: Final = 1 << 20
 _FILE_TYPES: Final = (b"0", b"\0", b"7")
 _MAX_HEADER_BYTES: Final = 1 << 20
 _MAX_FILE_BYTES: Final = 1 << 24
+_ADLER_MODULUS: Final = 65521
+_BLOCKS_AHEAD: Final = 4
 
 
 class Member(NamedTuple):
@@ -79,7 +83,58 @@ def _decompressed(url: str, entered: ExitStack) -> BinaryIO:
         raw = entered.enter_context(reader)
     elif name.endswith(("gz", ".tgz")):
         raw = entered.enter_context(gzip.GzipFile(fileobj=raw))
-    return cast("BinaryIO", BufferedReader(raw, _READ_BYTES))
+    ahead = entered.enter_context(_Ahead(raw))
+    return cast("BinaryIO", BufferedReader(ahead, _READ_BYTES))
+
+
+class _Ahead(RawIOBase):
+    """Read and decompress in a thread of its own: both let go of the interpreter."""
+
+    def __init__(self, raw: Any) -> None:
+        self._raw = raw
+        self._blocks: queue.Queue[bytes | BaseException] = queue.Queue(_BLOCKS_AHEAD)
+        self._left = memoryview(b"")
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="bec-read", daemon=True)
+        self._thread.start()
+
+    def readable(self) -> bool:
+        """Whether it can be read."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer as far as the next block goes; 0 at the end."""
+        if not self._left and not self._ended.is_set():
+            block = self._blocks.get()
+            if isinstance(block, BaseException):
+                self._ended.set()
+                raise block
+            if not block:
+                self._ended.set()
+            self._left = memoryview(block)
+        n_bytes = min(len(buffer), len(self._left))
+        buffer[:n_bytes] = self._left[:n_bytes]
+        self._left = self._left[n_bytes:]
+        return n_bytes
+
+    def close(self) -> None:
+        """End the thread; what it reads from is closed after it."""
+        self._ended.set()
+        while self._thread.is_alive():
+            with suppress(queue.Empty):
+                self._blocks.get_nowait()
+            self._thread.join(0.01)
+        super().close()
+
+    def _run(self) -> None:
+        while not self._ended.is_set():
+            try:
+                block: bytes | BaseException = self._raw.read(_READ_BYTES)
+            except Exception as error:  # noqa: BLE001  # raised again where the bytes are wanted
+                block = error
+            self._blocks.put(block)
+            if not block or isinstance(block, BaseException):
+                return
 
 
 def _members(stream: BinaryIO) -> Iterator[Member]:
@@ -114,8 +169,10 @@ def _header(stream: BinaryIO) -> bytes | None:
         return None
     if len(header) < _BLOCK:
         raise ValueError("it ends in the middle of a header")
-    claimed = _number(header[148:156])
-    if sum(header) - sum(header[148:156]) + 8 * ord(" ") != claimed:
+    field = header[148:156]
+    # Low half of Adler-32: 1 and the sum of the bytes, modulo; a sum in Python takes 4 us.
+    found = (zlib.adler32(header) & 0xFFFF) - (zlib.adler32(field) & 0xFFFF) + 8 * ord(" ")
+    if (found - _number(field)) % _ADLER_MODULUS:
         raise ValueError("the checksum of a header does not match")
     return header
 
@@ -124,16 +181,19 @@ def _body(stream: BinaryIO, size: int) -> bytes | None:
     """Read what follows a header; None of a file larger than any of a patch, which is passed."""
     if size < 0:
         raise ValueError(f"a header claims {size} bytes")
-    padded = -(-size // _BLOCK) * _BLOCK
-    left = padded
-    while left > _MAX_FILE_BYTES:
-        left -= _READ_BYTES
-        if len(stream.read(_READ_BYTES)) < _READ_BYTES:
+    padding = -size % _BLOCK
+    if size <= _MAX_FILE_BYTES:
+        data = stream.read(size)
+        if len(data) < size or len(stream.read(padding)) < padding:
             raise ValueError("it ends in the middle of a file")
-    data = stream.read(left)
-    if len(data) < left:
-        raise ValueError("it ends in the middle of a file")
-    return data[:size] if left == padded else None
+        return data
+    left = size + padding
+    while left:
+        passed = len(stream.read(min(left, _READ_BYTES)))
+        if not passed:
+            raise ValueError("it ends in the middle of a file")
+        left -= passed
+    return None
 
 
 def _number(field: bytes) -> int:

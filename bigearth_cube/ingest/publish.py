@@ -23,6 +23,7 @@ from bigearth_cube.ingest.late import (
 )
 from bigearth_cube.ingest.plan import Plan
 from bigearth_cube.ingest.shard import VIEWS, ShardAccount
+from bigearth_cube.ingest.spill import clear
 from bigearth_cube.lock import HeldLock
 from bigearth_cube.nomenclature import S2_GROUPS
 from bigearth_cube.release import Release, StoredObject, current_tables, release_digest, runs_of
@@ -151,8 +152,7 @@ def finish(
         put(f"{plan.folder}/{name}.parquet", stac.parquet_bytes(pa.table(columns)))
     _put_descriptions(storage, writer, table_all, releases, put)
     writer.record(f"{plan.folder}/objects.json", objects)
-    for key, _ in storage.list(f"{plan.folder}/spill"):
-        storage.delete(key)  # of a run over sources of another form
+    clear(storage, plans)
     held.confirm()
     writer.publish(releases)
     return open_cube(storage.url, storage.options)

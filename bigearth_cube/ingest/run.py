@@ -8,7 +8,6 @@ killed finds it there and goes on. Nothing is visible to readers until the root 
 from __future__ import annotations
 
 import functools
-import hashlib
 import itertools
 import json
 import os
@@ -30,6 +29,7 @@ from bigearth_cube.ingest.late import late_plans, written_rows
 from bigearth_cube.ingest.plan import Plan, make_plan
 from bigearth_cube.ingest.publish import finish
 from bigearth_cube.ingest.shard import VIEWS, ShardAccount, write_shard
+from bigearth_cube.ingest.spill import clear, place_of
 from bigearth_cube.ingest.stream import write_late, write_streamed
 from bigearth_cube.ingest.survey import check_source, opened, take_survey
 from bigearth_cube.lock import lock
@@ -141,15 +141,17 @@ def ingest(
         Dask workers on this machine; as many as cores where it is None. Ignored with
         ``client``. For tars, threads that encode.
     client
-        A Dask client to run on. Tars are streams: this process reads them, whatever the client.
+        A Dask client to run on. Tars are streams: this process reads them and threads of it
+        encode, whatever the client.
     metadata_only
         Make a cube of official lists alone: items and columns of all their patches, no pixels.
         It takes no pixels later; they go into a cube of their own.
     require_complete
         Refuse a source that lacks patches of its own lists.
     spill
-        URL for the chunks of tars that do not fit into memory, with the options of the cube;
-        below ``ingest/`` of the cube where it is None. Empty again at the end.
+        URL for the chunks of tars that do not fit into memory, with the options of the cube.
+        Where it is None, what the run that is gone on with had; else below ``ingest/`` of the
+        cube. Empty again at the end.
     break_lock
         Take the cube over from a run that holds it; that run stops before it publishes.
     progress
@@ -208,7 +210,7 @@ def ingest(
             about = "" if cube is None else survey.facts.digest(cube.items)
             done = _begin(storage, plans, about, streamed=isinstance(source, TarSource))
             resumed = len({account.shard for account in done})
-            place = _spill_of(storage, plans, spill, storage_options)
+            place = place_of(storage, plans, spill)
             threads = workers or os.cpu_count() or 1
             if isinstance(source, TarSource):
                 shards, completed = write_streamed(
@@ -254,6 +256,7 @@ def ingest(
         joins = any(written_rows(p, shards) for p in plans[1:])
         if plan is not None and not (new or joins or survey.facts):
             # Every view that came late is in quarantine: its shard stays open for a sound one.
+            clear(storage, plans)
             for key, _ in storage.list(plan.folder):
                 storage.delete(key)
             plan = None
@@ -348,16 +351,6 @@ def _begin(
         else:
             kept.append(account)
     return kept
-
-
-def _spill_of(
-    storage: Storage, plans: Sequence[Plan], spill: str | None, options: StorageOptions | None
-) -> Storage:
-    """Where the chunks of these very plans spill: no other run may take them for its own."""
-    name = hashlib.sha256("\n".join([storage.url, *(p.digest() for p in plans)]).encode())
-    if spill is None:
-        return storage.child(f"{plans[0].folder}/spill/{name.hexdigest()[:16]}")
-    return Storage(spill, options).child(name.hexdigest()[:16])
 
 
 def _write_shards(

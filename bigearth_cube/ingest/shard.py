@@ -13,12 +13,9 @@ from numpy.typing import NDArray
 from bigearth_cube.archive import PatchRecord, PatchSource, SetAside
 from bigearth_cube.archive.base import Kind
 from bigearth_cube.errors import MalformedPatchError
-from bigearth_cube.nomenclature import (
-    GROUPS,
-    MAP_GROUP,
-    S1_GROUP,
-)
+from bigearth_cube.nomenclature import MAP_GROUP, S1_GROUP
 from bigearth_cube.release import StoredObject
+from bigearth_cube.shards import encode_chunk, join_chunks
 from bigearth_cube.writer import CubeWriter
 
 VIEWS: Mapping[Kind, str] = {"s1": S1_GROUP.path, "reference": MAP_GROUP.path}
@@ -83,35 +80,49 @@ def write_shard(
     source: PatchSource,
     folder: str,
 ) -> ShardAccount:
-    """Read the patches of one shard and write it, all groups; the task that Dask runs."""
-    groups = [GROUPS[path] for path in writer.layout.groups]
+    """Read the patches of one shard and write it, all groups; the task that Dask runs.
+
+    A chunk is encoded when its patches are read: they are still in the cache then, and a shard in
+    memory is its encoded bytes, not its 311 MB of pixels.
+    """
+    layouts = {path: writer.pixel_layout(path) for path in writer.layout.groups}
+    chunk_rows = writer.layout.chunk_rows
     blocks: dict[str, NDArray[Any]] = {
-        g.path: np.full((writer.layout.shard_rows, *g.patch_shape), g.fill_value, g.dtype)
-        for g in groups
+        path: np.empty((chunk_rows, *layout.patch_shape), layout.dtype)
+        for path, layout in layouts.items()
     }
+    chunks: dict[str, list[bytes]] = {path: [] for path in layouts}
     void: list[int] = []
     present: dict[str, list[int]] = {"s1": [], "reference": []}
     quarantined: list[SetAside] = []
     orphans: list[SetAside] = []
-    for position, record in enumerate(records):
-        row = first_row + position
-        try:
-            patch = source.read(record)
-        except MalformedPatchError as error:
-            void.append(row)
-            quarantined.append(SetAside(record.id, error.file, error.reason, "s2"))
-            orphans += views_of(record, "its Sentinel-2 patch is in quarantine")
-            continue
-        quarantined += patch.problems
-        for path, pixels in patch.s2.items():
-            blocks[path][position] = pixels
-        if patch.s1 is not None:
-            blocks[S1_GROUP.path][position] = patch.s1
-            present["s1"].append(row)
-        if patch.clc is not None:
-            blocks[MAP_GROUP.path][position] = patch.clc
-            present["reference"].append(row)
-    objects = [writer.write_shard(path, shard, block) for path, block in blocks.items()]
+    for first in range(0, writer.layout.shard_rows, chunk_rows):
+        for path, layout in layouts.items():
+            blocks[path].fill(layout.fill_value)
+        for position, record in enumerate(records[first : first + chunk_rows]):
+            row = first_row + first + position
+            try:
+                patch = source.read(record)
+            except MalformedPatchError as error:
+                void.append(row)
+                quarantined.append(SetAside(record.id, error.file, error.reason, "s2"))
+                orphans += views_of(record, "its Sentinel-2 patch is in quarantine")
+                continue
+            quarantined += patch.problems
+            for path, pixels in patch.s2.items():
+                blocks[path][position] = pixels
+            if patch.s1 is not None:
+                blocks[S1_GROUP.path][position] = patch.s1
+                present["s1"].append(row)
+            if patch.clc is not None:
+                blocks[MAP_GROUP.path][position] = patch.clc
+                present["reference"].append(row)
+        for path, layout in layouts.items():
+            chunks[path].append(encode_chunk(layout, blocks[path]))
+    objects = [
+        writer.put_shard(path, shard, join_chunks(layout, chunks.pop(path)))
+        for path, layout in layouts.items()
+    ]
     account = ShardAccount(
         shard=shard,
         void=tuple(void),
