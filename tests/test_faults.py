@@ -100,7 +100,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder.mkdir()
     mount = shutil.which("mount")
     done = mount and subprocess.run(
-        [mount, "-t", "tmpfs", "-o", "size=45m", "bec-test", str(folder)],
+        [mount, "-t", "tmpfs", "-o", "size=20m", "bec-test", str(folder)],
         capture_output=True,
         check=False,
     )
