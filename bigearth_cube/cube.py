@@ -165,7 +165,7 @@ class Cube:
         # Variables, not arrays: an array would bring the root's `id` and `acquired` along, over
         # those of the Sentinel-1 group.
         shared = {name: c.variable for name, c in root.coords.items() if c.dims == ("patch",)}
-        shared["row"] = xr.Variable("patch", np.arange(root.sizes["patch"]))
+        shared["row"] = xr.Variable("patch", np.arange(self.n_rows))
         rows = _as_slice(self.rows)
         nodes: dict[str, xr.Dataset] = {}
         for node in opened.subtree:
@@ -173,6 +173,8 @@ class Cube:
             if path and path not in self.documents:
                 continue  # of a later release than this one
             dataset = node.to_dataset(inherit=False) if path else root
+            if "patch" in dataset.dims:
+                dataset = dataset.isel(patch=slice(self.n_rows))  # later releases made it longer
             if path in GROUPS:
                 dataset = self._without_later_views(path, dataset)
             if "patch" in dataset.dims:
@@ -191,7 +193,7 @@ class Cube:
                 path, stop = restated
                 anew = opened[f"/{path}"].variable
                 stated[name] = _end_to_end([anew[:stop], root.variables[name][stop:]])
-        return root.assign(stated)
+        return root.assign(stated).isel(patch=slice(self.n_rows))
 
     def _without_later_views(self, group: str, dataset: xr.Dataset) -> xr.Dataset:
         """Let rows of which this release has no view read as fill, as they did then."""
@@ -213,7 +215,7 @@ class Cube:
                     if a < b
                 ]
             )
-        return dataset.isel(patch=slice(self.n_rows)).assign(pieces)
+        return dataset.assign(pieces)
 
     @functools.cached_property
     def items(self) -> pa.Table:

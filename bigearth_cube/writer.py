@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bigearth_cube import layout as layouts
+from bigearth_cube.errors import NotFoundError
 from bigearth_cube.layout import CubeLayout, Documents
 from bigearth_cube.nomenclature import GROUPS
 from bigearth_cube.release import Release, StoredObject
@@ -69,17 +71,32 @@ class CubeWriter:
     def write_column(self, path: str, start: int, values: NDArray[Any]) -> list[StoredObject]:
         """Write a column from row ``start`` on; older rows keep their values."""
         import zarr
+        from zarr.buffer.cpu import Buffer
 
-        store = self.storage.child(ZARR).zarr_store(read_only=False)
+        document = self.documents[path]
+        chunk_rows = document["chunk_grid"]["configuration"]["chunk_shape"][0]
+        stop, n_rows = start + len(values), document["shape"][0]
+        chunks = range(start // chunk_rows, -(-stop // chunk_rows))
+        suffix = "/0" * (len(document["shape"]) - 1)
+        keys = {chunk: f"{ZARR}/{path}/c/{chunk}{suffix}" for chunk in chunks}
+        stored: dict[str, Any] = {
+            f"{ZARR}/{path}/{ROOT}": Buffer.from_bytes(layouts.to_bytes(document))
+        }
+        for chunk, key in keys.items():
+            first, last = chunk * chunk_rows, min((chunk + 1) * chunk_rows, n_rows)
+            if first < start or stop < last:  # some of its rows stay as they are
+                with suppress(NotFoundError):
+                    stored[key] = Buffer.from_bytes(self.storage.read(key))
+        # zarr-python raises what its store does: it gets a dictionary, and storage gets the bytes.
+        store = zarr.storage.MemoryStore(stored)
         # Empty chunks are written too, so that a missing one is always an error.
-        array = zarr.open_array(store=store, path=path, mode="r+").with_config(
+        array = zarr.open_array(store=store, path=f"{ZARR}/{path}", mode="r+").with_config(
             {"write_empty_chunks": True, "order": "C"}
         )
-        array[start : start + len(values)] = values
-        suffix = "/0" * (array.ndim - 1)
-        first, last = start // array.chunks[0], (start + len(values) - 1) // array.chunks[0]
-        keys = [f"{ZARR}/{path}/c/{chunk}{suffix}" for chunk in range(first, last + 1)]
-        return [StoredObject.of(key, self.storage.read(key)) for key in keys]
+        array[start:stop] = values
+        return [
+            self._put(key.removeprefix(f"{ZARR}/"), stored[key].to_bytes()) for key in keys.values()
+        ]
 
     def publish(self, releases: Sequence[Release]) -> StoredObject:
         """Put the root document: from here on readers see the last of ``releases``."""

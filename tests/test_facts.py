@@ -283,6 +283,7 @@ def test_a_tree_shows_the_views_of_its_release_and_none_that_came_later(
     seen = {name: open_cube(url, release=name).tree.load() for name in ("r1", "r2")}
     kept = open_cube(url)  # opened before, looked at after
     ingest(MemorySource(45), url, workers=1)
+    ingest(MemorySource(3, first=60, with_views=False), url, workers=1)
     cube = open_cube(url, release=release)
     if release == "r3":
         tree = cube.tree

@@ -482,7 +482,8 @@ def test_a_square_that_no_table_holds_is_measured_in_a_first_pass(
     more = tmp_path / "metadata.parquet"
     pq.write_table(pa.concat_tables([table, pa.Table.from_pylist([first], table.schema)]), more)
     tar = write_tar(tmp_path / "BigEarthNet-S2.tar", files_of(archives / "v2" / "BigEarthNet-S2"))
-    source = open_archive([tar, str(more)])
+    others = [path for path in lists if not path.endswith("metadata.parquet")]
+    source = open_archive([tar, str(more), *others])
     report = ingest(source, str(tmp_path / "cube"))
     assert not source.from_lists  # type: ignore[attr-defined]
     assert (report.n_rows, report.n_absent) == (300, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -26,6 +27,8 @@ from bigearth_cube.archive.sources import is_remote
 from bigearth_cube.archive.tar import TarSource, archive_of_tar, can_read_once, is_tar
 from bigearth_cube.errors import InvalidInputError, NotFoundError
 from bigearth_cube.nomenclature import ARCHIVES, Archive
+
+logger = logging.getLogger(__name__)
 
 
 def open_archive(
@@ -123,7 +126,14 @@ def _open_tars(
             )
     _check_archive(tars, found, archive, paths)
     lists = list(dict.fromkeys(paths))
-    return TarSource(found, tars, lists, from_lists=can_read_once(found, tars, lists))
+    once = can_read_once(found, tars, lists)
+    if not once and any(is_remote(tar) for tar in tars):
+        logger.warning(
+            "the tars are read twice, once for their names; once is enough if they have their "
+            "published names and all lists are given: %s",
+            expected_lists(),
+        )
+    return TarSource(found, tars, lists, from_lists=once)
 
 
 def _check_archive(

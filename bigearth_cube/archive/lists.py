@@ -107,7 +107,7 @@ def expected_lists() -> str:
 
 
 def can_plan(archive: Archive, paths: Sequence[str], *, with_s1: bool) -> bool:
-    """Whether lists say what rows need: of v2 any, of v1 the tiles, and the pairs for Sentinel-1.
+    """Whether lists name every patch: of v2 both, of v1 the tiles, and the pairs for Sentinel-1.
 
     Examples
     --------
@@ -115,7 +115,7 @@ def can_plan(archive: Archive, paths: Sequence[str], *, with_s1: bool) -> bool:
     False
     """
     if archive == "v2":
-        return bool(paths)
+        return missing_v2_list([file_name(path) for path in paths]) is None
     contents = {_v1_content(path) for path in paths if _V1_NAME.fullmatch(file_name(path))}
     return _TILES in contents and (_PAIRS in contents or not with_s1)
 

@@ -99,7 +99,7 @@ def test_bec_ingest_of_a_tar(
     benchmark: Any, tar: Path, archive: Path, tmp_path: Path, profile: Any
 ) -> None:
     urls = iter(range(99))
-    source = [str(tar), str(archive / "metadata.parquet")]
+    source = [str(tar), *(str(path) for path in archive.glob("metadata*.parquet"))]
 
     def run() -> None:
         ingest(source, str(tmp_path / str(next(urls))), profile=profile)
