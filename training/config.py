@@ -28,9 +28,14 @@ class Config:
     recipe
         Name of the recipe it came from.
     model
-        Name of the network; key of ``training.models.MODELS``.
+        Name of the network; key of ``training.models.MODELS``, or ``timm:NAME``.
     labels
         Label array: ``"label_19"`` or ``"label_43"``.
+    weights
+        What a backbone begins with: path or URL of published weights, or ``"imagenet"`` for those
+        that its library downloads; nothing but chance where it is None.
+    frozen
+        Whether the last layer alone is trained.
     batch_size, epochs
         Patches in a step, passes over the selection; at least 1.
     learning_rate, weight_decay
@@ -70,6 +75,8 @@ class Config:
     batch_size: int
     epochs: int
     learning_rate: float
+    weights: str | None = None
+    frozen: bool = False
     weight_decay: float = 0.0
     schedule: Schedule = "constant"
     warmup: float = 0.0
@@ -102,6 +109,11 @@ class Config:
         if self.batch_norm_patches < 0:
             raise InvalidInputError(
                 f"batch norm measured on {self.batch_norm_patches} patches; expected 0 or more"
+            )
+        if self.frozen and self.batch_norm_patches:
+            raise InvalidInputError(
+                f"a frozen network keeps its batch statistics; expected batch_norm_patches 0, "
+                f"found {self.batch_norm_patches}"
             )
         if not 0 <= self.warmup <= 1 or self.weight_decay < 0 or self.seed < 0:
             raise InvalidInputError(

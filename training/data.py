@@ -22,6 +22,7 @@ from torch import Tensor
 from bigearth_cube.cube import Cube
 from bigearth_cube.errors import InvalidInputError
 from bigearth_cube.loader.batches import BatchLoader
+from bigearth_cube.nomenclature import S1_GROUP
 from bigearth_cube.search import Selection
 from training.config import Config, Precision
 
@@ -59,8 +60,9 @@ def training_loader(
     Raises
     ------
     InvalidInputError
-        If the selection is empty, a single row, or has rows without labels.
+        If the selection is empty, a single row, or has rows without labels or without a view.
     """
+    refuse_missing_views(cube, selection.rows, groups)
     if len(selection) == 1:
         raise InvalidInputError("a selection of one row; batch norm needs at least two to train on")
     if config.batch_size == 1:
@@ -97,8 +99,9 @@ def evaluation_loader(
     Raises
     ------
     InvalidInputError
-        If the selection is empty or has rows without the labels asked for.
+        If the selection is empty or has rows without the labels asked for or without a view.
     """
+    refuse_missing_views(cube, cube.rows if selection is None else selection.rows, groups)
     return BatchLoader(
         cube,
         selection,
@@ -108,6 +111,26 @@ def evaluation_loader(
         shuffle="none",
         engine=engine,
     )
+
+
+def refuse_missing_views(cube: Cube, rows: NDArray[np.int64], groups: tuple[str, ...]) -> None:
+    """Let no network see the fill of a view that is not there: NaN, of which nothing is learned.
+
+    Raises
+    ------
+    InvalidInputError
+        If some rows have no Sentinel-1 view and the groups ask for it.
+    """
+    path = S1_GROUP.path
+    if path not in groups:
+        return
+    cube.pixel_layout(path)  # refuses a cube without the group
+    missing = int((~cube.column(f"{path}/present")[rows]).sum())
+    if missing:
+        raise InvalidInputError(
+            f"{missing} of {len(rows)} rows have no Sentinel-1 view; leave them out, or choose a "
+            f"model that reads Sentinel-2 alone"
+        )
 
 
 def tensor_batches(
@@ -134,12 +157,13 @@ def transformed(dn_BCYX: Tensor, symmetry_B: Tensor) -> Tensor:
     Parameters
     ----------
     dn_BCYX
-        Square patches, uint16.
+        Square patches: uint16, or float32 for Sentinel-1.
     symmetry_B
         For each patch 0 to 7: quarter turns, plus 4 where it is mirrored first. The same for
         every group, so that resolutions stay aligned.
     """
-    source = dn_BCYX.view(torch.int16)  # moving values needs no sign, and uint16 lacks kernels
+    # Moving values needs no sign, and uint16 lacks kernels.
+    source = dn_BCYX.view(torch.int16) if dn_BCYX.dtype == torch.uint16 else dn_BCYX
     target = torch.empty_like(source)
     for symmetry in range(8):
         rows = torch.nonzero(symmetry_B == symmetry).squeeze(1).to(source.device)
@@ -147,7 +171,7 @@ def transformed(dn_BCYX: Tensor, symmetry_B: Tensor) -> Tensor:
         if symmetry >= 4:
             part_BCYX = part_BCYX.flip(-1)
         target[rows] = part_BCYX.rot90(symmetry % 4, (-2, -1))
-    return target.view(torch.uint16)
+    return target.view(dn_BCYX.dtype)
 
 
 def computes_in_bfloat16(device: torch.device) -> bool:

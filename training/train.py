@@ -179,6 +179,8 @@ def fit(
     class_names = cube.class_names(config.labels)
     torch.manual_seed(config.seed)
     model = arranged(build(config.model, len(class_names), cube.archive).to(device), config)
+    if config.frozen:
+        model.freeze()
     optimizer = torch.optim.AdamW(
         model.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True
     )  # without weight decay AdamW is Adam
@@ -220,6 +222,8 @@ def fit(
             validation_loader = loaders.enter_context(
                 evaluation_loader(cube, validation, groups, config.labels, engine)
             )
+        if config.weights is not None and not has_run:
+            model.load_weights(config.weights)
         if config.prior_bias and not state.epoch:
             set_prior_bias(model, cube.labels(config.labels, train.rows))
         n_steps = config.epochs * loader.n_batches

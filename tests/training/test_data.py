@@ -150,3 +150,18 @@ def test_float32_stays_float32_and_bfloat16_is_only_chosen_where_it_is_computed(
     ):
         with autocast(precision, CPU):  # type: ignore[arg-type]
             assert (x @ x).dtype == expected
+
+
+def test_sentinel_1_is_turned_like_sentinel_2() -> None:
+    dn_BCYX = torch.randint(0, 9000, (8, 2, 6, 6)).to(torch.uint16)
+    symmetry_B = torch.arange(8)
+    turned = transformed(dn_BCYX, symmetry_B).to(torch.float32)
+    assert torch.equal(transformed(dn_BCYX.to(torch.float32), symmetry_B), turned)
+
+
+def test_rows_without_a_sentinel_1_view_are_refused_where_one_is_read(paired: Cube) -> None:
+    everything = paired.search()
+    with pytest.raises(InvalidInputError, match="2 of 60 rows have no Sentinel-1 view"):
+        evaluation_loader(paired, everything, ("s1/r10m",), "label_19")
+    with evaluation_loader(paired, everything, ("s2/r60m",), "label_19") as loader:
+        assert loader.n_batches == 1

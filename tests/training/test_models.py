@@ -1,14 +1,21 @@
-"""TB-CNN against the published figures, and its parts against their definitions."""
+"""The networks against the published figures, and their parts against their definitions."""
 
+import importlib.util
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
+from pytorchcv.models.bninception import bninception
+from pytorchcv.models.resnet import resnet50
 from torch import Tensor, nn
 
-from bigearth_cube.errors import InvalidInputError
-from bigearth_cube.nomenclature import GROUPS, STATISTICS
-from training.models import build
-from training.models.layers import BandNormalize, ByteDropout, ConvBlock
-from training.models.tb_cnn import BRANCH_BANDS, TBCNN
+from bigearth_cube.errors import InvalidInputError, NotFoundError
+from bigearth_cube.nomenclature import GROUPS, S1_GROUP, STATISTICS
+from training.models import MODELS, Network, build
+from training.models.layers import BandNormalize, ByteDropout, ConvBlock, measuring_batch_norm
+from training.models.stacked import RGB, S2_ALL, StackedBands
+from training.models.tb_cnn import BRANCH_BANDS, S2, TBCNN
 
 
 @pytest.fixture(autouse=True)
@@ -17,8 +24,9 @@ def seeded() -> None:
 
 
 def random_images(n: int) -> dict[str, Tensor]:
-    shapes = {path: GROUPS[path].patch_shape for path in BRANCH_BANDS}
-    return {p: torch.randint(0, 9000, (n, *s)).to(torch.uint16) for p, s in shapes.items()}
+    shapes = {path: GROUPS[path].patch_shape for path in S2}
+    images = {p: torch.randint(0, 9000, (n, *s)).to(torch.uint16) for p, s in shapes.items()}
+    return images | {S1_GROUP.path: torch.randn(n, *S1_GROUP.patch_shape) * 5 - 15}
 
 
 @pytest.mark.parametrize(("n_classes", "n_parameters"), [(43, 16_526_347), (19, 16_523_251)])
@@ -68,6 +76,7 @@ def test_each_branch_sees_its_bands_by_name_whatever_their_stored_order(path: st
     stored, wanted = GROUPS[path].bands, BRANCH_BANDS[path]
     assert sorted(stored) == sorted(wanted)
     dn_BCYX = random_images(2)[path]
+    assert dn_BCYX.dtype == getattr(torch, GROUPS[path].dtype)
     z_BCYX = BandNormalize(stored, wanted, STATISTICS["v1"])(dn_BCYX)
     for channel, band in enumerate(wanted):
         mean, std = STATISTICS["v1"][band]
@@ -149,6 +158,154 @@ def test_byte_dropout_follows_its_generator_and_is_the_identity_in_evaluation() 
 def test_a_drop_rate_that_bytes_cannot_draw_is_refused(p: float) -> None:
     with pytest.raises(InvalidInputError, match="multiple of 1/256"):
         ByteDropout(p)
+
+
+QUICK = ("tb-cnn-mm", "s-cnn-rgb", "s-cnn-all", "resnet50-s1-s2", "vgg16-s1")
+
+
+def check_shapes(name: str) -> None:
+    model = build(name, 5, "v2").eval()
+    images = random_images(2)
+    with torch.inference_mode():
+        features_BF = model.features({path: images[path] for path in model.groups})
+        assert features_BF.shape == (2, model.n_features)
+        assert features_BF.min() >= 0  # so that chi-square distances are defined
+        assert model(images).shape == (2, 5)
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_a_network_gives_features_that_are_never_negative_and_a_logit_a_class(name: str) -> None:
+    check_shapes(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(set(MODELS) - set(QUICK) - {"tb-cnn"}))
+def test_so_does_every_other_network(name: str) -> None:
+    check_shapes(name)
+
+
+def test_the_fourth_branch_is_built_like_the_one_of_the_other_bands_at_10_m() -> None:
+    mm, three = build("tb-cnn-mm", 19, "v2"), build("tb-cnn", 19, "v2")
+    kernels = [m.kernel_size[0] for m in mm.modules() if isinstance(m, nn.Conv2d)]
+    assert kernels == [5, 5, 3, 3, 3, 3, 2, 2, 2, 5, 5, 3]
+    assert mm.groups == (*three.groups, "s1/r10m")
+    # Two bands fewer into 32 kernels of 5 x 5, and 128 features more into the fusion.
+    branch = sum(p.numel() for p in three.branches[0].parameters()) - 2 * 32 * 25
+    n_three = sum(p.numel() for p in three.parameters())
+    assert sum(p.numel() for p in mm.parameters()) == n_three + branch + 128 * 128
+
+
+def cubic(x_N: np.ndarray, factor: int) -> np.ndarray:
+    """Keys' cubic convolution with a = -.75 along the last axis, edges repeated, centers aligned."""
+    a, n = -0.75, x_N.shape[-1]
+
+    def weight(t: np.ndarray) -> np.ndarray:
+        t = abs(t)
+        near = (a + 2) * t**3 - (a + 3) * t**2 + 1
+        return np.where(t <= 1, near, np.where(t < 2, a * (t**3 - 5 * t**2 + 8 * t - 4), 0))
+
+    at = (np.arange(n * factor) + 0.5) / factor - 0.5
+    first = np.floor(at).astype(int)
+    taken = (first + k for k in (-1, 0, 1, 2))
+    return sum(x_N[..., np.clip(i, 0, n - 1)] * weight(at - i) for i in taken)
+
+
+def test_bands_are_stacked_by_name_and_coarse_ones_upsampled_by_cubic_convolution() -> None:
+    stack = StackedBands(S2_ALL, STATISTICS["v2"])
+    images = random_images(2)
+    stacked_BCYX = stack(images).numpy()
+    assert stacked_BCYX.shape == (2, 12, 120, 120)
+    wanted = [band for bands in S2_ALL.values() for band in bands]
+    for channel, band in enumerate(wanted):
+        path = next(path for path, bands in S2_ALL.items() if band in bands)
+        dn_BYX = images[path][:, GROUPS[path].bands.index(band)].numpy().astype(np.float64)
+        factor = 120 // dn_BYX.shape[-1]
+        if factor > 1:
+            dn_BYX = cubic(cubic(dn_BYX, factor).swapaxes(1, 2), factor).swapaxes(1, 2)
+        mean, std = STATISTICS["v2"][band]
+        np.testing.assert_allclose(
+            stacked_BCYX[:, channel], (dn_BYX - mean) / std, rtol=1e-3, atol=1e-3
+        )
+
+
+def test_rgb_is_red_green_blue_and_may_be_scaled() -> None:
+    assert RGB == {"s2/r10m": ("B04", "B03", "B02")}
+    stack = StackedBands(RGB, STATISTICS["v2"], 224)
+    assert stack(random_images(2)).shape == (2, 3, 224, 224)
+
+
+def pretrained(folder: Path, name: str, net: nn.Module) -> str:
+    path = folder / f"{name}.pth"
+    torch.save(net.state_dict(), path)
+    return str(path)
+
+
+def test_a_backbone_begins_with_the_weights_of_a_file_and_a_head_of_its_own(tmp_path: Path) -> None:
+    published = bninception()
+    model = build("inception-v2", 7, "v2").eval()
+    model.load_weights(pretrained(tmp_path, "bninception", published))
+    images = random_images(2)
+    with torch.inference_mode():
+        found = model.features(images)
+        expected = published.eval().features(model.bands(images)).flatten(1)
+    torch.testing.assert_close(found, expected)
+    assert model.head.out_features == 7
+
+
+def test_kernels_of_photographs_answer_equal_bands_as_they_answered_three(tmp_path: Path) -> None:
+    published = resnet50()
+    model = build("resnet50-s1-s2", 7, "v2")
+    model.load_weights(pretrained(tmp_path, "resnet50", published))
+    flat_BCYX = torch.randn(1, 1, 32, 32)
+    first, theirs = (
+        net[0].conv.conv if hasattr(net[0], "conv") else net
+        for net in (model.trunk[0], published.features)
+    )
+    torch.testing.assert_close(
+        first(flat_BCYX.expand(1, 12, 32, 32)), theirs(flat_BCYX.expand(1, 3, 32, 32))
+    )
+
+
+def test_weights_that_are_missing_or_of_something_else_are_named(tmp_path: Path) -> None:
+    model = build("resnet50-s2", 7, "v2")
+    with pytest.raises(NotFoundError, match=rf"weights missing: {tmp_path}/none\.pth"):
+        model.load_weights(str(tmp_path / "none.pth"))
+    torch.save({"fc.weight": torch.zeros(2, 2)}, tmp_path / "other.pth")
+    with pytest.raises(
+        InvalidInputError, match=r"has no features\..*; expected weights of resnet50"
+    ):
+        model.load_weights(str(tmp_path / "other.pth"))
+    (tmp_path / "text.pth").write_text("no weights")
+    with pytest.raises(InvalidInputError, match="holds no weights"):
+        model.load_weights(str(tmp_path / "text.pth"))
+    with pytest.raises(InvalidInputError, match="no published weights of a TBCNN"):
+        build("tb-cnn", 7, "v2").load_weights("imagenet")
+
+
+def test_a_frozen_network_trains_its_head_alone() -> None:
+    model: Network = build("s-cnn-rgb", 4, "v2")
+    model.freeze()
+    model.train()
+    before = {name: values.clone() for name, values in model.state_dict().items()}
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2, fused=True)
+    loss = nn.functional.binary_cross_entropy_with_logits(model(random_images(4)), torch.ones(4, 4))
+    loss.backward()
+    optimizer.step()
+    changed = {name for name, v in model.state_dict().items() if not torch.equal(v, before[name])}
+    assert changed == {"head.1.weight", "head.1.bias"}
+
+
+def test_measuring_batch_norm_leaves_each_networks_own_momentum() -> None:
+    model = build("resnet50-s1", 4, "v2")
+    with measuring_batch_norm(model):
+        pass
+    assert {m.momentum for m in model.modules() if isinstance(m, nn.BatchNorm2d)} == {0.1}
+
+
+@pytest.mark.skipif(importlib.util.find_spec("timm") is not None, reason="timm is installed")
+def test_a_model_of_timm_is_refused_in_words_where_timm_cannot_be_imported() -> None:
+    with pytest.raises(InvalidInputError, match=r"needs timm, and a torchvision of the same build"):
+        build("timm:convnextv2_base-s1-s2", 19, "v2")
 
 
 def test_an_unknown_model_or_band_is_refused_by_name() -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from bigearth_cube.errors import InvalidInputError
 from training.config import Config
+from training.models import MODELS
 from training.recipes import RECIPES, recipe
 
 
@@ -30,6 +31,45 @@ def test_tb_cnn_has_the_published_settings() -> None:
 
 def test_tb_cnn_small_fits_a_small_machine() -> None:
     assert recipe("tb-cnn-small", "label_19").batch_size <= 64
+
+
+def test_the_rows_of_the_2019_table_have_the_papers_settings() -> None:
+    for name in ("s-cnn-rgb", "s-cnn-all", "inception-v2"):
+        config = recipe(name, "label_43")
+        assert (config.model, config.epochs, config.learning_rate) == (name, 100, 1e-3)
+        assert not config.augment
+        assert (config.frozen, config.weights) == (
+            (True, "imagenet") if name == "inception-v2" else (False, None)
+        )
+
+
+def test_reben_has_the_published_settings() -> None:
+    config = recipe("reben-resnet50-s1-s2", "label_19")
+    assert (config.batch_size, config.learning_rate, config.weight_decay) == (512, 1e-3, 0.01)
+    assert config.schedule == "cosine"
+    steps = 100 * -(-237_871 // 512)
+    assert round(config.warmup * steps) == 1000
+    assert recipe("timm:rdnet_base-s2", "label_19").weight_decay == 0.01
+
+
+def test_bigearthnet_mm_is_plain_adam_on_every_backbone_and_input() -> None:
+    for backbone in ("resnet50", "resnet101", "resnet152", "vgg16", "vgg19"):
+        for inputs in ("s1", "s2", "s1-s2"):
+            config = recipe(f"{backbone}-{inputs}", "label_43")
+            assert (config.learning_rate, config.weight_decay, config.weights) == (1e-3, 0, None)
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_every_recipe_names_a_network_and_has_a_form_for_small_machines(name: str) -> None:
+    config = recipe(name, "label_19")
+    assert config.model in MODELS
+    small = recipe(name if name.endswith("-small") else f"{name}-small", "label_19")
+    assert (small.model, small.batch_size) == (config.model, 64)
+
+
+def test_a_frozen_network_whose_batch_norm_is_to_be_measured_is_refused() -> None:
+    with pytest.raises(InvalidInputError, match="batch_norm_patches 0, found 8"):
+        recipe("inception-v2", "label_19", batch_norm_patches=8)
 
 
 @pytest.mark.parametrize("name", list(RECIPES))
@@ -77,8 +117,8 @@ def test_values_out_of_range_are_refused(field: str, value: object) -> None:
 
 
 def test_an_unknown_recipe_or_field_is_named() -> None:
-    with pytest.raises(InvalidInputError, match="'resnet50'; choose one of: tb-cnn"):
-        recipe("resnet50", "label_19")
+    with pytest.raises(InvalidInputError, match="'resnet18'; choose one of: tb-cnn"):
+        recipe("resnet18", "label_19")
     with pytest.raises(InvalidInputError, match="field 'colour' is unknown"):
         Config.from_json(recipe("tb-cnn", "label_19").to_json().replace('"seed"', '"colour"'))
     with pytest.raises(InvalidInputError, match="field 'batch_size' is missing"):

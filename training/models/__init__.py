@@ -6,19 +6,26 @@ that a checkpoint needs no recollection of how its input was prepared.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from bigearth_cube.errors import InvalidInputError
 from bigearth_cube.nomenclature import STATISTICS
+from training.models.backbones import BACKBONES, TIMM, timm_network
 from training.models.layers import Network
-from training.models.tb_cnn import TBCNN
+from training.models.stacked import RGB, S2_ALL, Statistics, s_cnn
+from training.models.tb_cnn import S1_S2, TBCNN
 
 __all__ = ["MODELS", "Network", "build"]
 
-
-Statistics = Mapping[str, tuple[float, float]]
-MODELS: Final[dict[str, Callable[[int, Statistics], Network]]] = {"tb-cnn": TBCNN}
+MODELS: Final[dict[str, Callable[[int, Statistics], Network]]] = {
+    "tb-cnn": TBCNN,
+    "tb-cnn-mm": partial(TBCNN, groups=S1_S2),
+    "s-cnn-rgb": partial(s_cnn, RGB),
+    "s-cnn-all": partial(s_cnn, S2_ALL),
+    **BACKBONES,
+}
 
 
 def build(name: str, n_classes: int, archive: str) -> Network:
@@ -27,7 +34,7 @@ def build(name: str, n_classes: int, archive: str) -> Network:
     Parameters
     ----------
     name
-        Key of `MODELS`.
+        Key of `MODELS`, or ``timm:NAME`` for a model of timm.
     n_classes
         Length of its output; at least 1.
     archive
@@ -36,12 +43,16 @@ def build(name: str, n_classes: int, archive: str) -> Network:
     Raises
     ------
     InvalidInputError
-        If a name is unknown or there is no class.
+        If a name is unknown, there is no class, or timm is asked for and cannot be imported.
     """
-    if name not in MODELS:
-        raise InvalidInputError(f"unknown model {name!r}; choose one of: {', '.join(MODELS)}")
+    if name not in MODELS and not name.startswith(TIMM):
+        raise InvalidInputError(
+            f"unknown model {name!r}; choose one of: {', '.join(MODELS)}, {TIMM}NAME"
+        )
     if archive not in STATISTICS:
         raise InvalidInputError(f"unknown archive {archive!r}; choose one of: v1, v2")
     if n_classes < 1:
         raise InvalidInputError(f"a network of {n_classes} classes; expected at least 1")
+    if name not in MODELS:
+        return timm_network(name, n_classes, STATISTICS[archive])
     return MODELS[name](n_classes, STATISTICS[archive])

@@ -5,9 +5,9 @@ Axes: B row of a batch, C band (or channel inside a network), Y and X pixel, F f
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import numpy as np
 import torch
@@ -32,11 +32,14 @@ class Network(nn.Module):
         Length of what `features` gives.
     head
         From features to logits; it ends in a fully connected layer, an output a class.
+    frozen
+        Whether the head alone is trained; see `freeze`.
     """
 
     groups: tuple[str, ...]
     n_features: int
     head: nn.Module
+    frozen: bool = False
 
     def features(self, images: Mapping[str, Tensor]) -> Tensor:
         """Describe each patch by one vector: features_BF.
@@ -52,6 +55,73 @@ class Network(nn.Module):
         """Score every class: logits_BC of what `features` takes."""
         logits_BC: Tensor = self.head(self.features(images))
         return logits_BC
+
+    def encoders(self) -> dict[str, Encoder]:
+        """Return what embeds patches, by what the name of its embeddings ends in; most have one."""
+        return {"": Encoder(self, self.groups, self.n_features, self.features)}
+
+    def freeze(self) -> None:
+        """Train the head alone: all else keeps its weights and its batch statistics."""
+        self.frozen = True
+        for name, module in self.named_children():
+            if name != "head":
+                module.requires_grad_(requires_grad=False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:  # as torch has it
+        """Set the mode of the modules that are trained; frozen ones stay in evaluation mode."""
+        super().train(mode)
+        if self.frozen:
+            for name, module in self.named_children():
+                if name != "head":
+                    module.eval()
+        return self
+
+    def load_weights(self, source: str) -> None:
+        """Begin with weights of another training; see ``backbones.Backbone``.
+
+        Raises
+        ------
+        InvalidInputError
+            If nobody publishes weights of such a network.
+        """
+        raise InvalidInputError(
+            f"there are no published weights of a {type(self).__name__} to begin with ({source}); "
+            f"leave them out"
+        )
+
+
+class Encoder(nn.Module):
+    """From patches to vectors: a network, or a part of one, that takes its groups in order.
+
+    Parameters
+    ----------
+    network
+        Whose weights they are.
+    groups
+        What it reads.
+    n_features
+        Length of a vector.
+    describe
+        From group to DN_BCYX, to features_BF.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        groups: tuple[str, ...],
+        n_features: int,
+        describe: Callable[[Mapping[str, Tensor]], Tensor],
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.groups = groups
+        self.n_features = n_features
+        self._describe = describe
+
+    def forward(self, *images: Tensor) -> Tensor:
+        """Describe patches, given group by group as the cube stores them: features_BF."""
+        return self._describe(dict(zip(self.groups, images, strict=True)))
 
 
 class BandNormalize(nn.Module):
@@ -237,13 +307,14 @@ def measuring_batch_norm(network: nn.Module) -> Iterator[None]:
     """
     network.eval()
     norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # torch's word for the mean over all batches
         norm.train()
     yield
-    for norm in norms:
-        norm.momentum = BATCH_NORM_MOMENTUM
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
         norm.eval()
 
 

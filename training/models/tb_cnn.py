@@ -3,7 +3,8 @@
 One branch per resolution, so that nothing is resampled: 5x5 then 3x3 kernels at 10 m, 3x3 at
 20 m, 2x2 at 60 m; each ends in 128 features, which a fully connected layer fuses. The layers
 follow the authors' released K-BranchCNN code with K = 3, which agrees with every statement about
-the network in their 2019 talk.
+the network in their 2019 talk. With Sentinel-1 it has a fourth branch, built like the one of the
+other bands at 10 m.
 
 Axes: B row of a batch, C band (or channel inside a network), Y and X pixel, F feature.
 """
@@ -24,13 +25,16 @@ BRANCH_BANDS: Final = {
     "s2/r10m": ("B04", "B03", "B02", "B08"),
     "s2/r20m": ("B05", "B06", "B07", "B8A", "B11", "B12"),
     "s2/r60m": ("B01", "B09"),
+    "s1/r10m": ("VV", "VH"),
 }
 """Bands of each branch in the order of the published network, which is not the cube's."""
+S2: Final = ("s2/r10m", "s2/r20m", "s2/r60m")
+S1_S2: Final = (*S2, "s1/r10m")
 
 
 def _layers(path: str, n_bands: int) -> tuple[nn.Sequential, int]:
     """Convolutions of one branch, and the length of their flattened output."""
-    if path == "s2/r10m":
+    if path in {"s2/r10m", "s1/r10m"}:
         return nn.Sequential(
             ConvBlock(n_bands, 32, kernel_size=5, pool=True, dropout=0.25),
             ConvBlock(32, 32, kernel_size=5, pool=True, dropout=0.25),
@@ -57,7 +61,7 @@ class Branch(nn.Sequential):
     path
         Group of the cube it reads, e.g. ``"s2/r20m"``.
     statistics
-        Band name to (mean, standard deviation), in DN.
+        Band name to (mean, standard deviation), in DN or dB.
     """
 
     def __init__(self, path: str, statistics: Mapping[str, tuple[float, float]]) -> None:
@@ -73,21 +77,28 @@ class Branch(nn.Sequential):
 
 
 class TBCNN(Network):
-    """Three-branch CNN: 16,526,347 trainable parameters with 43 classes, 16,523,251 with 19.
+    """A branch for each group; of three: 16,526,347 trainable parameters with 43 classes.
 
     Parameters
     ----------
     n_classes
-        Length of the output.
+        Length of the output; 19 make 16,523,251 parameters.
     statistics
-        Band name to (mean, standard deviation) in DN, of the archive it is trained on.
+        Band name to (mean, standard deviation) in DN or dB, of the archive it is trained on.
+    groups
+        What the branches read: `S2`, or `S1_S2`.
     """
 
-    groups = tuple(BRANCH_BANDS)
     n_features = N_FEATURES
 
-    def __init__(self, n_classes: int, statistics: Mapping[str, tuple[float, float]]) -> None:
+    def __init__(
+        self,
+        n_classes: int,
+        statistics: Mapping[str, tuple[float, float]],
+        groups: tuple[str, ...] = S2,
+    ) -> None:
         super().__init__()
+        self.groups = groups
         self.branches = nn.ModuleList(Branch(path, statistics) for path in self.groups)
         self.fusion = DenseBlock(len(self.groups) * N_FEATURES, N_FEATURES)
         self.head = nn.Sequential(ByteDropout(0.25), ByteDropout(0.5), dense(N_FEATURES, n_classes))
