@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -38,6 +38,17 @@ if TYPE_CHECKING:
     import xarray as xr
 
 _COLUMNS_AT_ONCE: Final = 2
+
+
+class RowValues(Protocol):
+    """Values row by row: an array, or whatever gives a slice of rows as one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Rows, and values of each."""
+
+    def __getitem__(self, rows: slice, /) -> NDArray[Any]:
+        """Read some rows."""
 
 
 @dataclass(frozen=True)
@@ -361,8 +372,8 @@ class Cube:
     def _written(self, path: str) -> tuple[float, float]:
         """Run of rows in which a column was written; the others read as fill."""
         group = path.rpartition("/")[0]
-        if group.startswith("embeddings/"):
-            return math.inf, math.inf  # rows of a later release have none until they are embedded
+        if group.split("/")[0] in layouts.MODEL_ARRAYS:
+            return math.inf, math.inf  # of rows of a later release no model has said anything yet
         if group.startswith("labels/"):
             return 0, next(r.stop for r in self.releases if group == f"labels/{r.name}")
         if group not in GROUPS or self.documents[path]["dimension_names"] != ["patch"]:
@@ -466,14 +477,18 @@ class Cube:
         """
         recorded: dict[str, StoredObject] = {}
         keys = [f"ingest/{release.name}/objects.json" for release in self.releases]
-        keys += [f"ingest/embeddings/{model}.json" for model in self.embedded]
+        keys += [
+            f"ingest/{kind}/{model}.json"
+            for kind in layouts.MODEL_ARRAYS
+            for model in self._models(kind)
+        ]
         for key in [*keys, ROOT_RECORD]:
             try:
                 for entry in json.loads(self.storage.read(key)):
                     recorded[entry["key"]] = StoredObject(**entry)
             except (NotFoundError, ValueError, TypeError, KeyError) as error:
                 raise CubeIntegrityError(key, f"no record of written objects ({error})") from None
-        # Releases and embeddings both rewrite these: the last writer's stand in the root.
+        # Releases and models both rewrite these: the last writer's stand in the root.
         for path, document in self.documents.items():
             key = f"{ZARR}/{path}/{ROOT}"
             recorded[key] = StoredObject.of(key, layouts.to_bytes(document))
@@ -505,7 +520,12 @@ class Cube:
         return first, min(first + n_rows, self.n_rows) - 1
 
     def write_embeddings(
-        self, model: str, vectors: NDArray[np.float32], attributes: Mapping[str, Any] | None = None
+        self,
+        model: str,
+        vectors: RowValues,
+        attributes: Mapping[str, Any] | None = None,
+        *,
+        encoder: bytes | None = None,
     ) -> None:
         """Store a vector for every row as ``embeddings/<model>/vector``, replacing older ones.
 
@@ -516,9 +536,13 @@ class Cube:
         model
             Name of the model; letters, digits, ``.``, ``_`` and ``-``.
         vectors
-            (n_rows, dim) float32, padding rows NaN.
+            (n_rows, dim) float32, padding rows NaN; read a slice of rows at a time, so it may be
+            larger than memory.
         attributes
             Stored on the group, e.g. the checkpoint's digest.
+        encoder
+            What makes such a vector of a patch, as ONNX; stored as
+            ``embeddings/<model>/encoder.onnx`` below the cube.
 
         Raises
         ------
@@ -528,34 +552,96 @@ class Cube:
         StorageError
             If storage refuses or cannot be reached.
         """
+        beside = {} if encoder is None else {encoder_key(model): encoder}
+        self._write_model("embeddings", model, vectors, "dim", attributes or {}, beside)
+
+    def write_predictions(
+        self,
+        model: str,
+        scores: RowValues,
+        labels: str,
+        attributes: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Store the score of every class of every row as ``predictions/<model>/score``.
+
+        Open the cube again to see them.
+
+        Parameters
+        ----------
+        model, attributes
+            As in ``write_embeddings``.
+        scores
+            (n_rows, n_classes) float32, NaN where nothing was predicted.
+        labels
+            Label array whose classes they are, e.g. ``"label_19"``.
+
+        Raises
+        ------
+        InvalidInputError
+            As in ``write_embeddings``, or if the cube has no such labels.
+        StorageError
+            If storage refuses or cannot be reached.
+        """
+        n_classes = len(self.class_names(labels))
+        if scores.shape[1:] != (n_classes,):
+            raise InvalidInputError(
+                f"scores are {scores.shape}, expected ({self.n_rows}, {n_classes}) for {labels}"
+            )
+        about = {**(attributes or {}), "labels": labels}
+        self._write_model("predictions", model, scores, layouts.class_axis(labels), about, {})
+
+    def _write_model(
+        self,
+        kind: str,
+        model: str,
+        values: RowValues,
+        axis: str,
+        attributes: Mapping[str, Any],
+        beside: Mapping[str, bytes],
+    ) -> None:
         if not model or not all(c.isalnum() or c in "._-" for c in model):
             raise InvalidInputError(f"model name {model!r} has other characters than A-Z 0-9 . _ -")
-        if vectors.ndim != 2 or len(vectors) != self.n_rows:
+        if len(values.shape) != 2 or values.shape[0] != self.n_rows:
             raise InvalidInputError(
-                f"vectors are {vectors.shape}, expected ({self.n_rows}, dim): one for every row"
+                f"{layouts.MODEL_ARRAYS[kind]}s are {values.shape}, expected ({self.n_rows}, "
+                f"{axis}): one for every row"
             )
-        new = layouts.embedding_documents(model, self.n_rows, vectors.shape[1], attributes or {})
+        length = values.shape[1]
+        new = layouts.model_documents(kind, model, self.n_rows, (axis, length), attributes)
         with lock(self.storage) as held:
             # Others may have published since this cube was opened.
             now = open_cube(self.storage.url, self.storage.options)
             if now.release != self.release:
                 raise InvalidInputError(
-                    f"the vectors are of release {self.release.name!r}, the cube is at "
-                    f"{now.release.name!r}; open it anew and embed again"
+                    f"the {layouts.MODEL_ARRAYS[kind]}s are of release {self.release.name!r}, the "
+                    f"cube is at {now.release.name!r}; open it anew and make them again"
                 )
             writer = CubeWriter(self.storage, self.id, self.layout, {**now.documents, **new})
             written = writer.put_documents(new)
-            path = f"embeddings/{model}/vector"
-            written += writer.write_column(path, 0, vectors.astype(np.float32))
-            writer.record(f"ingest/embeddings/{model}.json", written)
+            path = f"{kind}/{model}/{layouts.MODEL_ARRAYS[kind]}"
+            for start in range(0, self.n_rows, layouts.MODEL_CHUNK_ROWS):
+                part = np.asarray(values[start : start + layouts.MODEL_CHUNK_ROWS], np.float32)
+                written += writer.write_column(path, start, part)
+            for key, data in beside.items():
+                self.storage.write(key, data)
+                written.append(StoredObject.of(key, data))
+            writer.record(f"ingest/{kind}/{model}.json", written)
             held.confirm()
             writer.publish(now.releases)
+
+    def _models(self, kind: str) -> tuple[str, ...]:
+        paths = [path.split("/") for path in self.documents if path.startswith(f"{kind}/")]
+        return tuple(sorted({parts[1] for parts in paths}))
 
     @property
     def embedded(self) -> tuple[str, ...]:
         """Names of the models whose embeddings it has."""
-        paths = [path.split("/") for path in self.documents if path.startswith("embeddings/")]
-        return tuple(sorted({parts[1] for parts in paths}))
+        return self._models("embeddings")
+
+    @property
+    def predicted(self) -> tuple[str, ...]:
+        """Names of the models whose predictions it has."""
+        return self._models("predictions")
 
     def embeddings(self, model: str) -> NDArray[np.float32]:
         """Return the vectors of every row, (n_rows, dim) float32; NaN where there is none.
@@ -565,13 +651,47 @@ class Cube:
         NotFoundError
             If the cube has none of that model.
         """
-        path = f"embeddings/{model}/vector"
-        if path not in self.documents:
+        return self._of_model("embeddings", model)
+
+    def predictions(self, model: str) -> NDArray[np.float32]:
+        """Return the scores of every row, (n_rows, n_classes) float32; NaN where there is none.
+
+        Raises
+        ------
+        NotFoundError
+            If the cube has none of that model.
+        """
+        return self._of_model("predictions", model)
+
+    def _of_model(self, kind: str, model: str) -> NDArray[np.float32]:
+        there = self._models(kind)
+        if model not in there:
+            raise NotFoundError(
+                f"no {kind} {model!r} in cube {self.id!r}; it has: {', '.join(there) or 'none'}"
+            )
+        return np.asarray(self.column(f"{kind}/{model}/{layouts.MODEL_ARRAYS[kind]}"), np.float32)
+
+    def encoder(self, model: str) -> bytes:
+        """Return what made the vectors of a model, as ONNX: patches in DN in, vectors out.
+
+        Raises
+        ------
+        NotFoundError
+            If the cube has no embeddings of that model, or they came without an encoder.
+        StorageError
+            If storage refuses or cannot be reached.
+        """
+        if model not in self.embedded:
             raise NotFoundError(
                 f"no embeddings {model!r} in cube {self.id!r}; "
                 f"it has: {', '.join(self.embedded) or 'none'}"
             )
-        return np.asarray(self.column(path), np.float32)
+        return self.storage.read(encoder_key(model))
+
+
+def encoder_key(model: str) -> str:
+    """Place of a model's encoder below the cube."""
+    return f"embeddings/{model}/encoder.onnx"
 
 
 def open_cube(

@@ -33,7 +33,9 @@ Documents = dict[str, dict[str, Any]]
 FORMAT_VERSION = 1
 CHUNK_ROWS = 64
 COLUMN_CHUNK_ROWS = 65_536
-EMBEDDING_CHUNK_ROWS = 8_192
+MODEL_CHUNK_ROWS = 8_192
+MODEL_ARRAYS: Mapping[str, str] = {"embeddings": "vector", "predictions": "score"}
+"""Groups of what models say of the patches, ``<kind>/<model>``, and the array in each."""
 SMALL_ARCHIVE = 20_000
 ROW_ORDER = ("split", "flagged", "tile", "col//8", "row//8", "col", "row")
 
@@ -136,7 +138,7 @@ def hierarchy(layout: CubeLayout, n_rows: int) -> Documents:
         documents[name] = _column(n_rows, dtype, fill, attributes=attributes)
     for name in LABELS[layout.archive]:
         documents[name] = label_document(n_rows, name)
-        documents[_class_axis(name)] = _names(_class_axis(name), NOMENCLATURES[name])
+        documents[class_axis(name)] = _names(class_axis(name), NOMENCLATURES[name])
     for path in layout.groups:
         group = GROUPS[path]
         documents.setdefault(path.split("/")[0], _group({}))
@@ -181,16 +183,39 @@ def without_groups(documents: Documents, groups: Collection[str]) -> Documents:
     return {p: d for p, d in kept.items() if p not in parents or p in left}
 
 
-def embedding_documents(model: str, n_rows: int, dim: int, attributes: Any) -> Documents:
-    """Documents of ``embeddings/<model>/vector`` (patch, dim) float32, NaN where none is."""
-    chunk = [EMBEDDING_CHUNK_ROWS, dim]
-    codecs = zarr_codecs("float32", "default")
-    vector = _array([n_rows, dim], chunk, "float32", "NaN", codecs, ["patch", "dim"], {})
-    path = f"embeddings/{model}"
+def model_documents(
+    kind: str, model: str, n_rows: int, axis: tuple[str, int], attributes: Mapping[str, Any]
+) -> Documents:
+    """Documents of what a model says of every patch: float32, NaN where it says nothing.
+
+    Parameters
+    ----------
+    kind
+        Key of `MODEL_ARRAYS`.
+    model
+        Name of the model.
+    n_rows
+        Length of the patch axis.
+    axis
+        Name and length of the other axis.
+    attributes
+        Of the group.
+    """
+    name, length = axis
+    path = f"{kind}/{model}"
+    values = _array(
+        [n_rows, length],
+        [MODEL_CHUNK_ROWS, length],
+        "float32",
+        "NaN",
+        zarr_codecs("float32", "default"),
+        ["patch", name],
+        {},
+    )
     return {
-        "embeddings": _group({}),
+        kind: _group({}),
         path: _group(dict(attributes)),
-        f"{path}/vector": vector,
+        f"{path}/{MODEL_ARRAYS[kind]}": values,
     }
 
 
@@ -209,7 +234,7 @@ def restated_documents(release: str, names: Iterable[str], n_rows: int) -> Docum
 def label_document(n_rows: int, name: str) -> dict[str, Any]:
     """Document of a label array, (patch, class) uint8."""
     n_classes = len(NOMENCLATURES[name])
-    return _column(n_rows, "uint8", 0, tail=n_classes, axis=_class_axis(name))
+    return _column(n_rows, "uint8", 0, tail=n_classes, axis=class_axis(name))
 
 
 def root_document(attributes: Mapping[str, Any], documents: Documents) -> bytes:
@@ -261,7 +286,8 @@ def column_dtype(zarr_dtype: str) -> np.dtype[Any]:
     return np.dtype(_DTYPES[zarr_dtype])
 
 
-def _class_axis(name: str) -> str:
+def class_axis(name: str) -> str:
+    """Name of the axis of a label array, at the root."""
     return name.replace("label", "class")
 
 

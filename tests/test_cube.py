@@ -216,6 +216,40 @@ def test_embeddings_come_back_and_the_cube_still_opens_and_verifies(own_cube: Cu
         again.write_embeddings("a/b", vectors)
 
 
+def test_predictions_come_back_along_the_classes_and_the_cube_still_verifies(
+    own_cube: Cube,
+) -> None:
+    scores = np.full((own_cube.n_rows, 19), np.nan, np.float32)
+    scores[own_cube.rows[:300]] = np.random.default_rng(0).random((300, 19), np.float32)
+    own_cube.write_predictions("tb-cnn", scores, "label_19", {"threshold": 0.3})
+    again = open_cube(own_cube.url)
+    assert (again.predicted, again.embedded) == (("tb-cnn",), ())
+    np.testing.assert_array_equal(again.predictions("tb-cnn"), scores)
+    node = again.tree["predictions/tb-cnn"]
+    assert node["score"].sizes == {"patch": 600, "class_19": 19}
+    assert node.attrs == {"threshold": 0.3, "labels": "label_19"}
+    assert [f for _, f in again.verify(again.recorded_objects()) if f] == []
+    with pytest.raises(NotFoundError, match=r"no predictions 'x' .* it has: tb-cnn"):
+        again.predictions("x")
+    with pytest.raises(InvalidInputError, match=r"expected \(\d+, 19\) for label_19"):
+        again.write_predictions("x", scores[:, :7], "label_19")
+    ingest(MemorySource(20, first=600), own_cube.url)
+    assert np.isnan(open_cube(own_cube.url).predictions("tb-cnn")[own_cube.n_rows :]).all()
+
+
+def test_an_encoder_lies_beside_its_embeddings_and_is_verified(own_cube: Cube) -> None:
+    own_cube.write_embeddings("with", vectors_of(own_cube), encoder=b"onnx")
+    open_cube(own_cube.url).write_embeddings("without", vectors_of(own_cube))
+    cube = open_cube(own_cube.url)
+    assert cube.encoder("with") == b"onnx"
+    for name in ("without", "none"):
+        with pytest.raises(NotFoundError, match=name):
+            cube.encoder(name)
+    (Path(own_cube.url) / "embeddings/with/encoder.onnx").write_bytes(b"0nnx")
+    faults = [fault for _, fault in cube.verify(cube.recorded_objects()) if fault]
+    assert [fault.key for fault in faults] == ["embeddings/with/encoder.onnx"]
+
+
 def vectors_of(cube: Cube, dim: int = 4) -> np.ndarray:
     return np.random.default_rng(dim).random((cube.n_rows, dim), np.float32)
 
