@@ -7,6 +7,7 @@ see damage: of 400 files with one bit flipped it read 327 without an error and w
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import struct
@@ -74,6 +75,15 @@ class Checkpoint:
         network = build(self.config.model, len(self.class_names), self.archive)
         network.load_state_dict(self.model)
         return arranged(network, self.config).eval()
+
+    @functools.cached_property
+    def weights_digest(self) -> str:
+        """SHA-256 over names, shapes and values of the weights: what makes its answers its own."""
+        digest = hashlib.sha256()
+        for name, values in sorted(self.model.items()):
+            digest.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
+            digest.update(values.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
 
     def to_bytes(self) -> bytes:
         """Serialize; the last bytes are the digest of the others."""

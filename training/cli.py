@@ -181,8 +181,26 @@ def fit(
 @click.option("--split", type=_split_choice, default="test", show_default=True)
 @click.option("--selection", metavar="FILE", help="Rows to evaluate, instead of --split.")
 @click.option("--threshold", type=click.FloatRange(0, 1), help="[default: the checkpoint's]")
+@click.option(
+    "--tune-on",
+    type=click.Choice(SPLITS),
+    help="Split to choose the threshold on, instead of --threshold.",
+)
+@click.option(
+    "--by",
+    multiple=True,
+    type=click.Choice(["country", "season", "tile", "purity"]),
+    help="Break the figures down, too; may be repeated.",
+)
+@click.option("--per-class", is_flag=True, help="Show the figures of each class, too.")
 @click.option("--baselines", is_flag=True, help="Fit the baselines on the cube's own splits too.")
 @click.option("--published", is_flag=True, help="Show the rows of the 2019 talk beside.")
+@click.option(
+    "--predictions",
+    metavar="URL",
+    help="Keep the scores: 'cube' for predictions/NAME/score, else a parquet file.",
+)
+@click.option("--name", help="Name of the predictions in the cube.  [default: the recipe's]")
 @_engine
 @_scheduler
 @_json
@@ -192,8 +210,13 @@ def evaluate(
     split: str,
     selection: str | None,
     threshold: float | None,
+    tune_on: str | None,
+    by: tuple[str, ...],
+    per_class: bool,
     baselines: bool,
     published: bool,
+    predictions: str | None,
+    name: str | None,
     engine: str,
     scheduler: str | None,
     as_json: bool,
@@ -201,22 +224,29 @@ def evaluate(
     """Measure a checkpoint on a split; precision, recall and F are averaged by sample.
 
     Every figure is scikit-learn's: a class that no patch of the split has counts as 0 in macro
-    averages, ap_macro among them. --json has the figures and the patches of each class.
+    averages, ap_macro among them. --json has the figures, their averaging and the patches of each
+    class. --by purity groups patches by the share of their reference map that has one class.
 
     \b
     Example:
-      python -m training evaluate s3://bucket/bigearthnet-v2 --checkpoint runs/first --baselines
+      python -m training evaluate s3://bucket/bigearthnet-v2 --checkpoint runs/first --by country
     """
+    from training import breakdown
     from training.baselines import band_table, baseline_rows
     from training.checkpoint import load
     from training.evaluate import evaluate as run_evaluate
-    from training.results import TALK_2019, as_text
+    from training.evaluate import save_predictions, store_predictions
+    from training.metrics import averaging
+    from training.results import TALK_2019, as_text, per_class_text
 
     opened = _open(cube)
     state = load(checkpoint)
     rows = _select(opened, split, selection)
+    tuned = None if tune_on is None else _select(opened, tune_on, None)
     with _loading(engine, scheduler) as loading:
-        result = run_evaluate(opened, state, rows, threshold=threshold, engine=loading)
+        result = run_evaluate(
+            opened, state, rows, threshold=threshold, tune_on=tuned, by=by, engine=loading
+        )
         table = [result.row]
         if baselines:
             train, validation, test = (
@@ -228,6 +258,10 @@ def evaluate(
                 )
             )
             table = [*baseline_rows(train, validation, test, result.row.data), *table]
+    if predictions == "cube":
+        store_predictions(opened, state, result.predictions, name=name)
+    elif predictions is not None:
+        save_predictions(opened, state, result.predictions, predictions)
     if published:
         table = [*TALK_2019, *table]
     if as_json:
@@ -235,8 +269,117 @@ def evaluate(
         return
     click.echo(as_text(table))
     click.echo("")
-    for name, value in sorted(result.row.metrics.items()):
-        click.echo(f"{name:<18} {value:8.4f}")
+    for metric, value in sorted(result.row.metrics.items()):
+        click.echo(f"{metric:<18} {value:8.4f}  by {averaging(metric)}")
+    if per_class:
+        click.echo(f"\n{per_class_text(result.per_class)}")
+    if by:
+        click.echo(f"\n{breakdown.as_text(result.breakdown)}")
+
+
+@cli.command()
+@click.argument("cube")
+@click.option(
+    "--table",
+    type=click.Choice(["igarss2019", "mm", "reben"]),
+    default="igarss2019",
+    show_default=True,
+)
+@click.option(
+    "--protocol",
+    type=click.Choice(["paper", "v1-official", "v2-official"]),
+    help="Which patches train and test.  [default: the archive's official split]",
+)
+@click.option("--small", is_flag=True, help="Use the recipes for a small machine.")
+@click.option("--epochs", type=click.IntRange(min=1), help="[default: each recipe's]")
+@click.option("--subset", type=click.IntRange(min=10), help="Use only so many patches.")
+@click.option("--seed", type=click.IntRange(min=0), help="[default: each recipe's]")
+@click.option(
+    "--weights",
+    metavar="FOLDER",
+    help="ImageNet weights, ARCHITECTURE.pth each.  [default: pytorchcv's folder]",
+)
+@click.option("--download", is_flag=True, help="Let pytorchcv download weights that are missing.")
+@click.option("--data", metavar="TEXT", help="What the patches are, e.g. 'synthetic: v2'.")
+@click.option("--out", metavar="FOLDER", help="Runs and results.  [default: runs/CUBE-TABLE]")
+@click.option("--leakage", "leakage_only", is_flag=True, help="Train nothing: report leakage.")
+@_engine
+@_scheduler
+@_json
+def compare(
+    cube: str,
+    table: str,
+    protocol: str | None,
+    small: bool,
+    epochs: int | None,
+    subset: int | None,
+    seed: int | None,
+    weights: str | None,
+    download: bool,
+    data: str | None,
+    out: str | None,
+    leakage_only: bool,
+    engine: str,
+    scheduler: str | None,
+    as_json: bool,
+) -> None:
+    """Train and evaluate the rows of a published table, and print them beside what was published.
+
+    Every row sees the same patches. A row without its ImageNet weights reads "weights missing",
+    and the others run. Given again, the command goes on where it stopped. The folder holds a run
+    a row, comparison.json, comparison.md and comparison.png. Below the table stands how far
+    test patches lie from training patches, by protocol.
+
+    \b
+    Example:
+      python -m training compare s3://bucket/bigearthnet-v1 --table igarss2019 --protocol paper
+    """
+    from pathlib import Path
+
+    from training.compare import compare as run_compare
+    from training.plots import comparison as draw
+    from training.protocols import leakage, leakage_text, protocols_of, split_cube
+
+    opened = _open(cube)
+    if leakage_only:
+        labels = {"v1": "label_43", "v2": "label_19"}[opened.archive]
+        chosen = [protocol] if protocol else protocols_of(opened)
+        reports = [
+            leakage(
+                opened,
+                split_cube(
+                    opened,
+                    each,  # type: ignore[arg-type]  # click checked it
+                    labels,
+                    seed=42 if seed is None else seed,
+                    subset=subset,
+                ),
+            )
+            for each in chosen
+        ]
+        told = [report.to_dict() for report in reports]
+        click.echo(json.dumps(told) if as_json else leakage_text(reports))
+        return
+    folder = Path(out or f"runs/{opened.id}-{table}")
+    with _loading(engine, scheduler) as loading, progress_bars() as progress:
+        made = run_compare(
+            opened,
+            table,  # type: ignore[arg-type]  # click checked it
+            out=str(folder),
+            protocol=protocol,  # type: ignore[arg-type]
+            small=small,
+            epochs=epochs,
+            seed=seed,
+            subset=subset,
+            weights=weights,
+            download=download,
+            data=data,
+            engine=loading,
+            progress=progress,
+        )
+    (folder / "comparison.md").write_text(made.as_text() + "\n")
+    draw(made.rows, made.columns, folder / "comparison.png", f"{table}: {made.about['cube']}")
+    click.echo(json.dumps(made.to_dict()) if as_json else made.as_text())
 
 
 @cli.command()
@@ -259,10 +402,21 @@ def publish(cube: str, checkpoint: str, name: str | None) -> None:
 @click.argument("cube")
 @click.option("--checkpoint", metavar="URL", required=True, help="A run's folder, or a .pt file.")
 @click.option("--name", help="Name of the embeddings.  [default: the recipe's]")
+@click.option("--out", metavar="URL", help="Folder beside the cube, instead of the cube itself.")
 @_engine
 @_scheduler
-def embed(cube: str, checkpoint: str, name: str | None, engine: str, scheduler: str | None) -> None:
-    """Write the features of every patch into the cube, for retrieval.
+def embed(
+    cube: str,
+    checkpoint: str,
+    name: str | None,
+    out: str | None,
+    engine: str,
+    scheduler: str | None,
+) -> None:
+    """Write the features of every patch into the cube, for retrieval, and the encoder as ONNX.
+
+    Given again, a killed run goes on where it stopped. With --out the cube is only read, and the
+    folder holds encoder.onnx and a parquet file for every 8,192 rows.
 
     \b
     Example:
@@ -274,11 +428,11 @@ def embed(cube: str, checkpoint: str, name: str | None, engine: str, scheduler: 
     opened = _open(cube)
     state = load(checkpoint)
     with _loading(engine, scheduler) as loading, progress_bars() as progress:
-        run_embed(opened, state, name=name, engine=loading, progress=progress)
-    click.echo(
-        f"wrote features of {opened.n_patches} patches as "
-        f"embeddings/{name or state.config.recipe} of {opened.url}"
-    )
+        for made in run_embed(opened, state, name=name, out=out, engine=loading, progress=progress):
+            click.echo(
+                f"wrote {made.n_features} features of {made.n_patches} patches to {made.url}"
+            )
+            click.echo(f"wrote their encoder to {made.encoder_url}")
 
 
 @cli.command()

@@ -1,7 +1,8 @@
 """Multi-label metrics as BigEarthNet's papers report them, gathered batch by batch.
 
 Definitions equal scikit-learn's, degenerate input included (``zero_division=0``). Memory does not
-grow with the number of patches, but for average precision, which needs every score.
+grow with the number of patches, but for average precision, which needs every score; the best
+threshold is found in a stream too.
 
 Axes: B row of a batch, N row of everything seen, C class, T threshold.
 """
@@ -33,6 +34,8 @@ class MultiLabelMetrics:
         Length of the class axis.
     threshold
         A class is predicted where its score is at least this.
+    keep_scores
+        Whether scores are kept for average precision, which is left out otherwise.
 
     Raises
     ------
@@ -47,10 +50,11 @@ class MultiLabelMetrics:
     (0.5, 1.0)
     """
 
-    def __init__(self, n_classes: int, threshold: float = 0.5) -> None:
+    def __init__(self, n_classes: int, threshold: float = 0.5, *, keep_scores: bool = True) -> None:
         if n_classes < 1:
             raise InvalidInputError(f"metrics over {n_classes} classes; expected at least 1")
         self.threshold = threshold
+        self.keeps_scores = keep_scores
         self.n_rows = 0
         self._sums: dict[str, float] = {}
         self._true_positives_C = np.zeros(n_classes)
@@ -81,11 +85,13 @@ class MultiLabelMetrics:
             )
         if not np.isfinite(scores_BC).all():
             raise InvalidInputError("a score is not a finite number")
-        self._scores_BC.append(scores_BC.astype(np.float32))
-        self._labels_BC.append(labels_BC.astype(bool))
+        scores_BC, hot_BC = scores_BC.astype(np.float32), labels_BC.astype(bool)
+        if self.keeps_scores:
+            self._scores_BC.append(scores_BC)
+            self._labels_BC.append(hot_BC)
         for start in range(0, len(scores_BC), _BLOCK_ROWS):
             block = slice(start, start + _BLOCK_ROWS)
-            self._add(self._scores_BC[-1][block], self._labels_BC[-1][block])
+            self._add(scores_BC[block], hot_BC[block])
 
     def _add(self, scores_BC: NDArray[np.float32], labels_BC: NDArray[np.bool_]) -> None:
         self.n_rows += len(scores_BC)
@@ -121,7 +127,8 @@ class MultiLabelMetrics:
         dict
             ``{sample,micro,macro}_{precision,recall,f1,f2,f0.5}``, ``sample_accuracy`` (Jaccard),
             ``subset_accuracy``, ``hamming_loss``, ``one_error``, ``coverage``, ``ranking_loss``,
-            ``lrap``, ``ap_macro`` and ``ap_micro``. A ratio without denominator is 0, as is the
+            ``lrap``, ``ap_macro`` and ``ap_micro`` (where scores are kept); `averaging` says how
+            each is averaged. A ratio without denominator is 0, as is the
             average precision of a class that no sample has, as in scikit-learn; torchmetrics leaves
             such a class out of the average.
 
@@ -138,13 +145,15 @@ class MultiLabelMetrics:
             values[f"micro_{name}"] = float(value)
         for name, value_C in _precision_recall_f(*counts):
             values[f"macro_{name}"] = float(value_C.mean())
+        if not self.keeps_scores:
+            return values
         scores_NC, labels_NC = np.concatenate(self._scores_BC), np.concatenate(self._labels_BC)
         values["ap_macro"] = float(np.mean(self.average_precision_C()))
         values["ap_micro"] = average_precision(scores_NC.ravel(), labels_NC.ravel())
         return values
 
     def average_precision_C(self) -> Floats:
-        """Average precision of each class."""
+        """Average precision of each class; scores must be kept."""
         scores_NC, labels_NC = np.concatenate(self._scores_BC), np.concatenate(self._labels_BC)
         return np.array(
             [average_precision(s, y) for s, y in zip(scores_NC.T, labels_NC.T, strict=True)]
@@ -216,40 +225,78 @@ def average_precision(scores_N: NDArray[np.floating], labels_N: NDArray[np.bool_
     return float(np.sum(np.diff(hits, prepend=0) * (hits / ranks)) / n_positive)
 
 
-def best_threshold(
-    scores_NC: NDArray[np.floating], labels_NC: NDArray[np.generic]
-) -> tuple[float, float]:
-    """Find the one threshold over all classes with the highest sample-averaged F1.
+class ThresholdSearch:
+    """Find the one threshold over all classes with the highest sample-averaged F1, in a stream.
 
     One number rather than one a class: rare classes have too few validation patches to choose
     by, and a single number is what a reader can apply to published scores.
+    """
 
-    Parameters
-    ----------
-    scores_NC
-        Scores in 0..1.
-    labels_NC
-        True, or 1, where the class is present.
+    def __init__(self) -> None:
+        self.n_rows = 0
+        self._f1_T = np.zeros(len(THRESHOLDS))
 
-    Returns
-    -------
-    tuple of float
-        The threshold, of the 91 hundredths from .05 to .95 the lowest among equals, and its F1.
+    def update(self, scores_BC: NDArray[np.floating], labels_BC: NDArray[np.generic]) -> None:
+        """Add a batch.
+
+        Parameters
+        ----------
+        scores_BC
+            Scores in 0..1.
+        labels_BC
+            True, or 1, where the class is present.
+        """
+        self.n_rows += len(scores_BC)
+        for i, threshold in enumerate(THRESHOLDS):
+            self._f1_T[i] += _f1_of_rows(scores_BC >= threshold, labels_BC).sum()
+
+    def best(self) -> tuple[float, float]:
+        """Return the threshold, of the hundredths from .05 to .95 the lowest among equals; its F1.
+
+        Raises
+        ------
+        InvalidInputError
+            If there is no row.
+        """
+        if not self.n_rows:
+            raise InvalidInputError("no patch to choose a threshold on; the selection is empty")
+        best = int(np.argmax(self._f1_T))
+        return THRESHOLDS[best], float(self._f1_T[best] / self.n_rows)
+
+
+def best_threshold(
+    scores_NC: NDArray[np.floating], labels_NC: NDArray[np.generic]
+) -> tuple[float, float]:
+    """Find the threshold of scores that are at hand; see `ThresholdSearch`.
 
     Raises
     ------
     InvalidInputError
         If there is no row.
     """
-    if not len(scores_NC):
-        raise InvalidInputError("no patch to choose a threshold on; the selection is empty")
-    f1_T = [sample_f1(scores_NC >= threshold, labels_NC) for threshold in THRESHOLDS]
-    best = int(np.argmax(f1_T))
-    return THRESHOLDS[best], f1_T[best]
+    search = ThresholdSearch()
+    search.update(scores_NC, labels_NC)
+    return search.best()
 
 
 def sample_f1(predicted_NC: NDArray[np.bool_], labels_NC: NDArray[np.generic]) -> float:
     """F1 of each patch, averaged; 0 for a patch with neither labels nor predictions."""
+    return float(_f1_of_rows(predicted_NC, labels_NC).mean())
+
+
+def _f1_of_rows(predicted_NC: NDArray[np.bool_], labels_NC: NDArray[np.generic]) -> Floats:
     true_NC = labels_NC.astype(bool)
     hits = (predicted_NC & true_NC).sum(1)
-    return float(_ratio(2 * hits, predicted_NC.sum(1) + true_NC.sum(1)).mean())
+    return _ratio(2 * hits, predicted_NC.sum(1) + true_NC.sum(1))
+
+
+def averaging(metric: str) -> str:
+    """Say how a metric of `MultiLabelMetrics.compute` is averaged.
+
+    Examples
+    --------
+    >>> averaging("micro_f2"), averaging("ap_macro"), averaging("one_error")
+    ('micro', 'macro', 'sample')
+    """
+    named = [average for average in AVERAGES if average in metric.split("_")]
+    return named[0] if named else "sample"

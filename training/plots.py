@@ -1,4 +1,4 @@
-"""Pictures of a run: the learning curve.
+"""Pictures of a run and of a comparison: the learning curve, figures beside the published ones.
 
 Figures are made as objects and drawn by Agg, so nothing here needs a display or leaves state
 behind.
@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from bigearth_cube.plots import RIGHT
+from training.results import ResultRow
 from training.train import EpochLine
 
 
@@ -55,3 +56,45 @@ def learning_curve(history: Sequence[EpochLine], path: str | Path, title: str = 
     losses.legend(loc="lower left", frameon=False)
     losses.set_title(title)
     figure.savefig(path, format="png", dpi=130)
+
+
+def comparison(
+    rows: Sequence[ResultRow], columns: Sequence[str], path: str | Path, title: str = ""
+) -> None:
+    """Draw the figures of result rows as bars, published ones pale; PNG.
+
+    Parameters
+    ----------
+    rows
+        In order, from the top.
+    columns
+        Keys of ``results.COLUMNS``, a panel each.
+    path
+        Where to write.
+    title
+        Above all.
+    """
+    height = 1.2 + 0.34 * len(rows)
+    figure = Figure(figsize=(3 + 2.6 * len(columns), height), layout="constrained")
+    figure.suptitle(title)
+    panels = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
+    names = [f"{row.model} ({row.origin})" for row in rows]
+    for panel, column in zip(panels, columns, strict=True):
+        values = [row.figure(column) for row in rows]
+        colors = ["#0969da" if row.origin == "measured" else "#c8d1da" for row in rows]
+        panel.barh(range(len(rows)), [value or 0.0 for value in values], color=colors)
+        for y, value in enumerate(values):
+            text = _why_none(rows[y]) if value is None else f"{value:.3f}"
+            panel.annotate(
+                text, (value or 0.0, y), xytext=(3, 0), textcoords="offset points", va="center"
+            )
+        panel.set_xlim(0, 1.18)
+        panel.set_title(column)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].set_yticks(range(len(rows)), names)
+    panels[0].set_ylim(len(rows) - 0.4, -0.6)
+    figure.savefig(path, format="png", dpi=130)
+
+
+def _why_none(row: ResultRow) -> str:
+    return row.note.split(":")[0] if row.origin == "measured" else ""

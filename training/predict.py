@@ -5,11 +5,13 @@ Axes: B row of a batch, N row of everything seen, C class, F feature.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from bigearth_cube.loader.batches import BatchLoader
@@ -47,24 +49,59 @@ class Predictions:
         return 0.5, sample_f1(self.scores_NC >= 0.5, self.labels_NC)
 
 
-@torch.inference_mode()
+@dataclass(frozen=True, slots=True)
+class ScoredBatch:
+    """What a network says about one batch.
+
+    Attributes
+    ----------
+    rows
+        Rows of the cube.
+    scores_BC
+        float32 in 0..1.
+    labels_BC
+        uint8, 0 or 1.
+    loss_sum
+        Binary cross-entropy, summed over rows and classes.
+    images
+        What the loader delivered, valid until the next batch is asked for.
+    """
+
+    rows: NDArray[np.int64]
+    scores_BC: NDArray[np.float32]
+    labels_BC: NDArray[np.uint8]
+    loss_sum: float
+    images: Mapping[str, Tensor]
+
+
+def scored_batches(
+    network: Network, loader: BatchLoader, precision: Precision, device: torch.device
+) -> Iterator[ScoredBatch]:
+    """Score every row of a loader that does not shuffle, once, batch by batch."""
+    network.eval()
+    for batch in tensor_batches(loader, 0, device):
+        with torch.inference_mode():
+            with autocast(precision, device):
+                logits_BC = network(batch.images)
+            logits_BC = logits_BC.float()
+            loss = F.binary_cross_entropy_with_logits(logits_BC, batch.labels_BC, reduction="sum")
+            scores_BC = logits_BC.sigmoid().cpu().numpy()
+        labels_BC = batch.labels_BC.cpu().numpy().astype(np.uint8)
+        yield ScoredBatch(batch.rows.copy(), scores_BC, labels_BC, loss.item(), batch.images)
+
+
 def predict(
     network: Network, loader: BatchLoader, precision: Precision, device: torch.device
 ) -> Predictions:
-    """Score every row of a loader that does not shuffle, once."""
-    network.eval()
-    rows, scores, labels, loss = [], [], [], 0.0
-    for batch in tensor_batches(loader, 0, device):
-        with autocast(precision, device):
-            logits_BC = network(batch.images)
-        logits_BC = logits_BC.float()
-        loss += F.binary_cross_entropy_with_logits(
-            logits_BC, batch.labels_BC, reduction="sum"
-        ).item()
-        rows.append(batch.rows.copy())
-        scores.append(logits_BC.sigmoid().cpu().numpy())
-        labels.append(batch.labels_BC.cpu().numpy().astype(np.uint8))
+    """Score every row of a loader that does not shuffle, once, and keep the scores."""
+    return gathered(scored_batches(network, loader, precision, device))
+
+
+def gathered(batches: Iterable[ScoredBatch]) -> Predictions:
+    """Put scored batches together."""
+    kept = [(b.rows, b.scores_BC, b.labels_BC, b.loss_sum) for b in batches]
+    rows, scores, labels, losses = zip(*kept, strict=True)
     scores_NC = np.concatenate(scores)
     return Predictions(
-        np.concatenate(rows), scores_NC, np.concatenate(labels), loss / scores_NC.size
+        np.concatenate(rows), scores_NC, np.concatenate(labels), sum(losses) / scores_NC.size
     )

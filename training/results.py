@@ -6,11 +6,26 @@ only that reading fits, as their F values lie below the harmonic mean of their P
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Final, Literal
 
+from training.tables import aligned, figure
+
 Origin = Literal["published", "measured"]
+
+PRF: Final = ("P", "R", "F1", "F2")
+COLUMNS: Final[Mapping[str, str]] = {
+    "P": "sample_precision",
+    "R": "sample_recall",
+    "F1": "sample_f1",
+    "F2": "sample_f2",
+    "AP macro": "ap_macro",
+    "AP micro": "ap_micro",
+}
+"""Columns of a table, and the metric in each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +45,9 @@ class ResultRow:
     source
         Where a published row stands; how a measured one was made.
     metrics
-        Every metric of a measured row, by name.
+        Every metric of a measured row, by name; of a published one what the source has besides.
+    note
+        What a reader must know beside the figures, such as why there are none.
     """
 
     model: str
@@ -42,6 +59,7 @@ class ResultRow:
     f2: float | None
     source: str = ""
     metrics: Mapping[str, float] = field(default_factory=dict)
+    note: str = ""
 
     @classmethod
     def measured(
@@ -52,6 +70,11 @@ class ResultRow:
             metrics[f"sample_{name}"] for name in ("precision", "recall", "f1", "f2")
         )
         return cls(model, "measured", data, precision, recall, f1, f2, source, metrics)
+
+    def figure(self, column: str) -> float | None:
+        """Return what stands in a column of a table, a key of `COLUMNS`; None where unknown."""
+        own = {"P": self.precision, "R": self.recall, "F1": self.f1, "F2": self.f2}
+        return own[column] if column in own else self.metrics.get(COLUMNS[column])
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, every metric included."""
@@ -69,8 +92,71 @@ TALK_2019: Final = (
 """The four rows of the talk that introduced TB-CNN."""
 
 
-def as_text(rows: Sequence[ResultRow]) -> str:
+def _published(
+    model: str, data: str, source: str, *prf: float | None, ap: tuple[float, float] | None = None
+) -> ResultRow:
+    precision, recall, f1, f2 = prf or (None,) * 4
+    metrics = {} if ap is None else {"ap_macro": ap[0], "ap_micro": ap[1]}
+    return ResultRow(model, "published", data, precision, recall, f1, f2, source, metrics)
+
+
+_PAPER: Final = "Sumbul et al., IGARSS 2019"
+PAPER_2019: Final = (
+    _published("Inception-v2, last layer", _V1, _PAPER, 0.4823, 0.5679, 0.4988, 0.5301),
+    _published("S-CNN RGB", _V1, _PAPER, 0.6506, 0.7557, 0.6759, 0.7139),
+    _published("S-CNN all bands", _V1, _PAPER, 0.6993, 0.7710, 0.7098, 0.7384),
+)
+"""The rows of the paper of the same year, which has no TB-CNN."""
+
+_WEIGHTS: Final = "released weights"
+RELEASED: Final = (
+    _published("TB-CNN", f"{_V1}, official test", _WEIGHTS, 0.7651, 0.7701, 0.7435, 0.7530),
+    _published("ResNet50 S2", f"{_V1}, official test", _WEIGHTS, 0.7935, 0.7539, 0.7500, 0.7470),
+)
+"""What the weights that the authors released score on the official test split."""
+
+_MM: Final = "BigEarthNet-MM, arXiv 2105.07921"
+_MM_DATA: Final = "real: v1, 19 classes"
+MM: Final = (
+    _published("VGG16 S1+S2", _MM_DATA, _MM, None, 0.7697, None, 0.7618),
+    _published("ResNet50 S1+S2", _MM_DATA, _MM, None, 0.8005, None, 0.7873),
+    _published("ResNet152 S1+S2", _MM_DATA, _MM, None, 0.7813, None, 0.7746),
+)
+
+_REBEN: Final = "model cards of reBEN, arXiv 2407.03653"
+_REBEN_DATA: Final = "real: v2, 19 classes"
+REBEN: Final = (
+    _published("ResNet50 S1", _REBEN_DATA, _REBEN, ap=(0.628, 0.801)),
+    _published("ResNet50 S1+S2", _REBEN_DATA, _REBEN, ap=(0.703, 0.861)),
+    _published("ConvNeXtV2 S1+S2", _REBEN_DATA, _REBEN, ap=(0.692, 0.857)),
+    _published("RDNet S2", _REBEN_DATA, _REBEN, ap=(0.689, 0.854)),
+)
+
+
+def commit() -> str | None:
+    """Return the commit of this checkout, with ``+`` where files differ from it; None elsewhere."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        told = subprocess.run(
+            [*git, "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"],
+            capture_output=True,
+            check=True,
+            text=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return told.stdout.strip()
+
+
+def as_text(rows: Sequence[ResultRow], columns: Sequence[str] = PRF) -> str:
     """Lay rows out as a table of aligned columns, which is Markdown too.
+
+    Parameters
+    ----------
+    rows
+        What to show; notes make a column of their own where a row has one.
+    columns
+        Keys of `COLUMNS`.
 
     Examples
     --------
@@ -79,30 +165,26 @@ def as_text(rows: Sequence[ResultRow]) -> str:
     |--------|------|------|------|------|-----------|----------------------|
     | TB-CNN |    - | .706 | .652 | .676 | published | real: v1, 43 classes |
     """
-    head = ("model", "P", "R", "F1", "F2", "origin", "data")
-    numeric = range(1, 5)
-    cells = [
+    noted = any(row.note for row in rows)
+    head = ("model", *columns, "origin", "data", *(("note",) if noted else ()))
+    lines = [
         (
             row.model,
-            *(_figure(value) for value in (row.precision, row.recall, row.f1, row.f2)),
+            *(figure(row.figure(column)) for column in columns),
             row.origin,
             row.data,
+            *((row.note,) if noted else ()),
         )
         for row in rows
     ]
-    widths = [max(len(line[i]) for line in (head, *cells)) for i in range(len(head))]
-    widths = [max(w, 4) if i in numeric else w for i, w in enumerate(widths)]
-
-    def line(values: Sequence[str]) -> str:
-        padded = [
-            v.rjust(w) if i in numeric else v.ljust(w)
-            for i, (v, w) in enumerate(zip(values, widths, strict=True))
-        ]
-        return f"| {' | '.join(padded)} |"
-
-    rule = "|" + "|".join("-" * (w + 2) for w in widths) + "|"
-    return "\n".join([line(head), rule, *map(line, cells)])
+    return aligned(head, lines, range(1, 1 + len(columns)))
 
 
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}".removeprefix("0")
+def per_class_text(per_class: Mapping[str, Mapping[str, float]]) -> str:
+    """Lay the figures of each class out as a table; none of them is averaged."""
+    columns = {"P": "precision", "R": "recall", "F1": "f1", "F2": "f2", "AP": "ap"}
+    lines = [
+        (name, f"{values['n']:,.0f}", *(figure(values[column]) for column in columns.values()))
+        for name, values in per_class.items()
+    ]
+    return aligned(("class", "patches", *columns), lines, range(1, 2 + len(columns)))

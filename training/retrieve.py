@@ -19,6 +19,7 @@ from bigearth_cube.retrieval import Metric, Origin, RetrievalScores, VectorIndex
 from bigearth_cube.search import Selection
 from training.baselines import band_table
 from training.data import Engine
+from training.tables import aligned
 
 N_RANDOM: Final = 128
 _COLUMNS: Final = ("precision", "recall", "f1", "f2", "map", "ndcg", "acg", "wap")
@@ -147,10 +148,4 @@ def as_text(rows: Sequence[RetrievalRow]) -> str:
         (row.features, row.metric, *(f"{getattr(row.scores, name):.3f}" for name in _COLUMNS))
         for row in rows
     ]
-    widths = [max(len(line[i]) for line in (head, *cells)) for i in range(len(head))]
-    lines = [
-        "| " + " | ".join(v.ljust(w) for v, w in zip(line, widths, strict=True)) + " |"
-        for line in (head, *cells)
-    ]
-    rule = "|" + "|".join("-" * (w + 2) for w in widths) + "|"
-    return "\n".join([lines[0], rule, *lines[1:]])
+    return aligned(head, cells)

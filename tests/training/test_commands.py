@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 import click
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from bigearth_cube.cube import open_cube
@@ -85,13 +87,30 @@ def test_evaluate_prints_a_table_and_json_of_the_same_figures(
     assert text.count("published") == 4
 
 
-def test_embed_writes_into_the_cube(
+def test_embed_writes_beside_the_cube(
+    run_url: str, learnable_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "vectors")
+    arguments = ("--checkpoint", run_url, "--out", out, "--engine", "dask")
+    assert exit_code("embed", learnable_url, *arguments) == 0
+    assert f"128 features of 96 patches to {out}" in capsys.readouterr().out
+    assert {key for key, _ in Storage(out).list()} == {"encoder.onnx", "part-000000000.parquet"}
+    table = pq.read_table(f"{out}/part-000000000.parquet")
+    cube = open_cube(learnable_url)
+    assert table["id"].to_pylist() == cube.search().ids.to_pylist()
+    assert np.stack(table["vector"].to_numpy()).shape == (96, 128)
+
+
+def test_evaluate_keeps_scores_and_shows_classes_and_groups(
     run_url: str, learnable_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ("--checkpoint", run_url, "--name", "by-command", "--engine", "dask")
-    assert exit_code("embed", learnable_url, *arguments) == 0
-    assert "features of 96 patches as embeddings/by-command" in capsys.readouterr().out
-    assert open_cube(learnable_url).embeddings("by-command").shape[1] == 128
+    arguments = ("--by", "season", "--per-class", "--predictions", "cube", "--name", "kept")
+    assert exit_code("evaluate", learnable_url, "--checkpoint", run_url, *arguments) == 0
+    text = capsys.readouterr().out
+    assert "| season | summer |      24 |" in text
+    assert "| Urban fabric " in text
+    assert "by macro" in text
+    assert open_cube(learnable_url).predicted.count("kept") == 1
 
 
 @pytest.mark.parametrize(
@@ -99,8 +118,8 @@ def test_embed_writes_into_the_cube(
     [
         (["fit", "memory://no-cube"], "no cube at memory://no-cube"),
         (
-            ["fit", "CUBE", "--recipe", "resnet50"],
-            "unknown recipe 'resnet50'; choose one of: tb-cnn",
+            ["fit", "CUBE", "--recipe", "resnet18"],
+            "unknown recipe 'resnet18'; choose one of: tb-cnn",
         ),
         (["fit", "CUBE", "--labels", "label_43"], "no labels 'label_43' here"),
         (["fit", "CUBE", "--selection", "none.parquet"], "none.parquet"),

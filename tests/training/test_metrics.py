@@ -16,6 +16,8 @@ from training.metrics import (
     BETAS,
     THRESHOLDS,
     MultiLabelMetrics,
+    ThresholdSearch,
+    averaging,
     best_threshold,
     sample_f1,
 )
@@ -148,6 +150,42 @@ def test_no_threshold_beats_the_best_one(scores_and_labels: tuple[Scores, Labels
     threshold, f1 = best_threshold(scores, labels)
     assert f1 == sample_f1(scores >= threshold, labels)
     assert all(sample_f1(scores >= t, labels) <= f1 for t in THRESHOLDS)
+
+
+@given(scored(), st.integers(1, 5))
+@settings(max_examples=50)
+def test_the_best_threshold_is_the_same_in_a_stream(
+    scores_and_labels: tuple[Scores, Labels], step: int
+) -> None:
+    scores, labels = scores_and_labels
+    search = ThresholdSearch()
+    for start in range(0, len(scores), step):
+        search.update(scores[start : start + step], labels[start : start + step])
+    threshold, f1 = search.best()
+    assert f1 == pytest.approx(best_threshold(scores, labels)[1])
+    assert sample_f1(scores >= threshold, labels) == pytest.approx(f1)
+
+
+def test_without_kept_scores_all_but_average_precision_is_the_same_in_fixed_memory() -> None:
+    rng = np.random.default_rng(3)
+    kept, not_kept = MultiLabelMetrics(6), MultiLabelMetrics(6, keep_scores=False)
+    for _ in range(5):
+        scores, labels = rng.random((40, 6), np.float32), rng.integers(0, 2, (40, 6))
+        kept.update(scores, labels)
+        not_kept.update(scores, labels)
+    every = kept.compute()
+    assert not_kept.compute() == {k: v for k, v in every.items() if not k.startswith("ap_")}
+    assert not_kept._scores_BC == []
+
+
+def test_every_metric_says_how_it_is_averaged() -> None:
+    rng = np.random.default_rng(4)
+    said: dict[str, set[str]] = {}
+    for name in measured(rng.random((9, 4), np.float32), rng.integers(0, 2, (9, 4))):
+        said.setdefault(averaging(name), set()).add(name)
+    assert said["micro"] == {"ap_micro", *(f"micro_{m}" for m in ("precision", "recall", *BETAS))}
+    assert said["macro"] == {"ap_macro", *(f"macro_{m}" for m in ("precision", "recall", *BETAS))}
+    assert {"one_error", "coverage", "ranking_loss", "lrap", "hamming_loss"} < said["sample"]
 
 
 def test_bad_input_is_refused() -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from matplotlib import image
 
-from training.plots import learning_curve
+from training.plots import comparison, learning_curve
+from training.results import TALK_2019, ResultRow
 from training.train import EpochLine
 
 
@@ -23,3 +24,9 @@ def is_png(path: Path) -> bool:
 def test_a_learning_curve_is_drawn_of_any_history(f1: list[float | None], tmp_path: Path) -> None:
     learning_curve([line(i + 1, v) for i, v in enumerate(f1)], tmp_path / "curve.png", "title")
     assert is_png(tmp_path / "curve.png")
+
+
+def test_a_comparison_is_drawn_with_rows_that_have_no_figures(tmp_path: Path) -> None:
+    none = ResultRow("a", "measured", "x", None, None, None, None, note="weights missing: a.pth")
+    comparison([none, *TALK_2019], ("F1", "AP macro"), tmp_path / "table.png", "title")
+    assert is_png(tmp_path / "table.png")
