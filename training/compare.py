@@ -253,13 +253,17 @@ def compare(
     progress
         Told after every batch.
 
+    Returns
+    -------
+    Comparison
+        A row that this cube or machine cannot train says why in its note. What stops a training
+        that has begun, such as a loss that is no finite number, stops the comparison.
+
     Raises
     ------
     InvalidInputError
         If the table or protocol is unknown or not for this cube, a split is empty, or ``out`` holds
         runs of other settings.
-    NonFiniteLossError
-        If a loss is no finite number.
     CubeIntegrityError
         If the cube or a checkpoint is damaged.
     StorageError

@@ -177,7 +177,7 @@ class _Parts:
         if S1_GROUP.path in encoder.groups:
             cube.pixel_layout(S1_GROUP.path)
             self.rows = self.rows[cube.column(f"{S1_GROUP.path}/present")[self.rows]]
-        self._starts = np.arange(0, cube.n_rows, part_rows)
+        self._starts = range(0, cube.n_rows, part_rows)
         self._part_rows = part_rows
         of = [
             str(part_rows),
@@ -233,7 +233,7 @@ class _Parts:
         """Vectors of some rows, NaN where there are none."""
         first, stop = rows.start, min(rows.stop, self.shape[0])
         values = np.full((stop - first, self.shape[1]), np.nan, np.float32)
-        for start in self._starts[(self._starts < stop) & (self._starts > first - self._part_rows)]:
+        for start in self._starts[first // self._part_rows : -(-stop // self._part_rows)]:
             found = self._read(start)
             if found is not None:
                 inside = (found[0] >= first) & (found[0] < stop)
