@@ -107,6 +107,7 @@ _split_choice = click.Choice([*SPLITS, "all"])
     "--augment/--no-augment", default=None, help="Flip and rotate.  [default: the recipe's]"
 )
 @click.option("--seed", type=click.IntRange(min=0), help="[default: the recipe's]")
+@click.option("--weights", metavar="URL", help="File of weights that a backbone begins with.")
 @_engine
 @_scheduler
 @click.option("--out", metavar="URL", help="Folder of the run.  [default: runs/CUBE-RECIPE]")
@@ -124,6 +125,7 @@ def fit(
     learning_rate: float | None,
     augment: bool | None,
     seed: int | None,
+    weights: str | None,
     engine: str,
     scheduler: str | None,
     out: str | None,
@@ -150,6 +152,7 @@ def fit(
         learning_rate=learning_rate,
         augment=augment,
         seed=seed,
+        weights=weights,
     )
     train = _select(opened, train_split, selection)
     validation = (
@@ -301,7 +304,9 @@ def evaluate(
 )
 @click.option("--download", is_flag=True, help="Let pytorchcv download weights that are missing.")
 @click.option("--data", metavar="TEXT", help="What the patches are, e.g. 'synthetic: v2'.")
-@click.option("--out", metavar="FOLDER", help="Runs and results.  [default: runs/CUBE-TABLE]")
+@click.option(
+    "--out", metavar="URL", help="Folder of runs and results.  [default: runs/CUBE-TABLE]"
+)
 @click.option("--leakage", "leakage_only", is_flag=True, help="Train nothing: report leakage.")
 @_engine
 @_scheduler
@@ -334,10 +339,9 @@ def compare(
     Example:
       python -m training compare s3://bucket/bigearthnet-v1 --table igarss2019 --protocol paper
     """
-    from pathlib import Path
-
+    from bigearth_cube.storage import Storage
     from training.compare import compare as run_compare
-    from training.plots import comparison as draw
+    from training.plots import comparison_png
     from training.protocols import leakage, leakage_text, protocols_of, split_cube
 
     opened = _open(cube)
@@ -360,12 +364,12 @@ def compare(
         told = [report.to_dict() for report in reports]
         click.echo(json.dumps(told) if as_json else leakage_text(reports))
         return
-    folder = Path(out or f"runs/{opened.id}-{table}")
+    folder = Storage(out or f"runs/{opened.id}-{table}")
     with _loading(engine, scheduler) as loading, progress_bars() as progress:
         made = run_compare(
             opened,
             table,  # type: ignore[arg-type]  # click checked it
-            out=str(folder),
+            out=folder.url,
             protocol=protocol,  # type: ignore[arg-type]
             small=small,
             epochs=epochs,
@@ -377,8 +381,9 @@ def compare(
             engine=loading,
             progress=progress,
         )
-    (folder / "comparison.md").write_text(made.as_text() + "\n")
-    draw(made.rows, made.columns, folder / "comparison.png", f"{table}: {made.about['cube']}")
+    title = f"{table}: {made.about['cube']}, {made.about['protocol']}"
+    folder.write("comparison.md", f"{made.as_text()}\n".encode())
+    folder.write("comparison.png", comparison_png(made.rows, made.columns, title))
     click.echo(json.dumps(made.to_dict()) if as_json else made.as_text())
 
 

@@ -6,6 +6,7 @@ behind.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -58,10 +59,8 @@ def learning_curve(history: Sequence[EpochLine], path: str | Path, title: str = 
     figure.savefig(path, format="png", dpi=130)
 
 
-def comparison(
-    rows: Sequence[ResultRow], columns: Sequence[str], path: str | Path, title: str = ""
-) -> None:
-    """Draw the figures of result rows as bars, published ones pale; PNG.
+def comparison_png(rows: Sequence[ResultRow], columns: Sequence[str], title: str = "") -> bytes:
+    """Draw the figures of result rows as bars, published ones pale; returns a PNG.
 
     Parameters
     ----------
@@ -69,8 +68,6 @@ def comparison(
         In order, from the top.
     columns
         Keys of ``results.COLUMNS``, a panel each.
-    path
-        Where to write.
     title
         Above all.
     """
@@ -93,7 +90,9 @@ def comparison(
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].set_yticks(range(len(rows)), names)
     panels[0].set_ylim(len(rows) - 0.4, -0.6)
-    figure.savefig(path, format="png", dpi=130)
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=130)
+    return png.getvalue()
 
 
 def _why_none(row: ResultRow) -> str:
