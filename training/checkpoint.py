@@ -10,6 +10,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
+import logging
+import re
 import struct
 from dataclasses import dataclass, fields
 from typing import Any, Final
@@ -21,11 +23,13 @@ from bigearth_cube.storage import Storage, StorageOptions, normalized_url
 from training.config import Config
 from training.models import Network, build
 
-LAST: Final = "last.pt"
 BEST: Final = "best.pt"
-_FORMAT: Final = "bigearth_cube checkpoint 1"
+_STEP: Final = re.compile(r"step-(\d{8})\.pt")
+_FORMAT: Final = "bigearth_cube checkpoint 2"
 _COMMENT: Final = b"sha256:"
 _TRAILER_BYTES: Final = len(_COMMENT) + 64
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,12 +52,22 @@ class Checkpoint:
     optimizer
         State of the optimizer; None in a checkpoint that is only for use.
     epoch
-        Epochs done.
+        Epochs done; in the best, which one it is.
+    step
+        Steps done, over all epochs; learning rates follow from it.
     threshold
         A class is predicted where its score is at least this.
-    best_epoch, best_f1
-        Epoch with the highest sample-averaged F1 on validation, and that F1; None without
-        validation.
+    best_epoch, best_f1, best_score
+        Epoch with the highest score on validation, its sample-averaged F1, and the score that the
+        config chooses by; None without validation.
+    average
+        State of the averaged weights where the config has such: they are what is used.
+    loader
+        Where the loader is to go on; None where that is the start of an epoch.
+    random
+        State of torch's generators there: ``"cpu"``, and ``"cuda"`` where that was the device.
+    so_far
+        Sums over the steps of the epoch that is not done.
     """
 
     config: Config
@@ -69,18 +83,24 @@ class Checkpoint:
     validation: str | None = None
     best_epoch: int | None = None
     best_f1: float | None = None
+    best_score: float | None = None
+    step: int = 0
+    average: dict[str, Any] | None = None
+    loader: dict[str, Any] | None = None
+    random: dict[str, torch.Tensor] | None = None
+    so_far: dict[str, float] | None = None
 
     def network(self) -> Network:
         """Build the network with its weights, in evaluation mode."""
         network = build(self.config.model, len(self.class_names), self.archive)
-        network.load_state_dict(self.model)
+        network.load_state_dict(self.average or self.model)
         return arranged(network, self.config).eval()
 
     @functools.cached_property
     def weights_digest(self) -> str:
         """SHA-256 over names, shapes and values of the weights: what makes its answers its own."""
         digest = hashlib.sha256()
-        for name, values in sorted(self.model.items()):
+        for name, values in sorted((self.average or self.model).items()):
             digest.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
             digest.update(values.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
         return digest.hexdigest()
@@ -149,14 +169,59 @@ def save(checkpoint: Checkpoint, storage: Storage, key: str) -> None:
     storage.write(key, checkpoint.to_bytes())
 
 
+def step_key(step: int) -> str:
+    """Key in a run's folder of the checkpoint after so many steps."""
+    return f"step-{step:08d}.pt"
+
+
+def step_keys(storage: Storage) -> list[str]:
+    """Keys of the checkpoints that a run can go on from, newest first.
+
+    Raises
+    ------
+    StorageError
+        If storage refuses or cannot be reached.
+    """
+    keys = [key for key, _ in storage.list("") if _STEP.fullmatch(key)]
+    return sorted(keys, reverse=True)
+
+
+def newest_whole(storage: Storage) -> tuple[str, Checkpoint] | None:
+    """Read the newest checkpoint that a run can go on from; None where there is none.
+
+    A damaged one is named in a warning, and the one before it is taken.
+
+    Raises
+    ------
+    InvalidInputError
+        If it is one of another version.
+    CubeIntegrityError
+        If all are damaged.
+    StorageError
+        If storage refuses or cannot be reached.
+    """
+    damage: CubeIntegrityError | None = None
+    for key in step_keys(storage):
+        try:
+            found = Checkpoint.from_bytes(storage.read(key), f"{storage.url}/{key}")
+        except CubeIntegrityError as error:
+            logger.warning("%s; looking for the one before", error)
+            damage = damage or error
+            continue
+        return key, found
+    if damage is not None:
+        raise damage
+    return None
+
+
 def load(url: str, storage_options: StorageOptions | None = None) -> Checkpoint:
     """Read a checkpoint.
 
     Parameters
     ----------
     url
-        A run's folder (its best epoch; its last where there is no best), or one file ending in
-        ``.pt``.
+        A run's folder (its best epoch; its newest checkpoint where there is no best), or one file
+        ending in ``.pt``.
     storage_options
         As for a cube.
 
@@ -185,17 +250,17 @@ def located(url: str, storage_options: StorageOptions | None = None) -> tuple[st
     StorageError
         If storage refuses or cannot be reached.
     """
-    folder, keys = normalized_url(url), [BEST, LAST]
+    folder, key = normalized_url(url), BEST
     if folder.endswith(".pt"):
         folder, _, key = folder.rpartition("/")
-        keys = [key]
     storage = Storage(folder, storage_options)
-    for key in keys:
-        try:
-            data = storage.read(key)
-        except NotFoundError:
-            continue
-        return f"{folder}/{key}", data
-    raise NotFoundError(
-        f"no checkpoint at {url}; expected a run's folder with {' or '.join(keys)}, or a .pt file"
-    )
+    try:
+        return f"{folder}/{key}", storage.read(key)
+    except NotFoundError:
+        newest = None if key != BEST else newest_whole(storage)
+    if newest is None:
+        raise NotFoundError(
+            f"no checkpoint at {url}; expected a run's folder with {BEST} or step-….pt, "
+            f"or a .pt file"
+        )
+    return f"{folder}/{newest[0]}", storage.read(newest[0])

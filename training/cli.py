@@ -11,7 +11,7 @@ import json
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -110,8 +110,23 @@ _split_choice = click.Choice([*SPLITS, "all"])
 @click.option("--weights", metavar="URL", help="File of weights that a backbone begins with.")
 @_engine
 @_scheduler
+@click.option(
+    "--cache",
+    type=click.Choice(["auto", "none", "host", "device"]),
+    default="auto",
+    show_default=True,
+    help="Where patches stay after the first epoch, if they fit.",
+)
 @click.option("--out", metavar="URL", help="Folder of the run.  [default: runs/CUBE-RECIPE]")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out; a finished one is done.")
+@click.option(
+    "--save-every",
+    type=click.FloatRange(min=0),
+    default=120.0,
+    show_default=True,
+    metavar="SECONDS",
+)
+@click.option("--tensorboard", metavar="DIR", help="Write the figures for TensorBoard too.")
 def fit(
     cube: str,
     recipe_name: str,
@@ -128,18 +143,29 @@ def fit(
     weights: str | None,
     engine: str,
     scheduler: str | None,
+    cache: str,
     out: str | None,
     resume: bool,
+    save_every: float,
+    tensorboard: str | None,
 ) -> None:
     """Train a network by a recipe.
 
     A killed run goes on with --resume: on a CPU, with the same number of threads, to the very
-    weights it would have had. The folder holds metrics.jsonl, best.pt and last.pt.
+    weights it would have had. The folder holds metrics.jsonl, learning-curve.png, best.pt and the
+    two newest checkpoints to go on from.
+
+    Started by torchrun, 1, 2, 4 or 8 processes train together, with the steps of one; a killed
+    one is restarted where --resume stands too.
 
     \b
     Example:
       python -m training fit s3://bucket/bigearthnet-v2 --recipe tb-cnn-small --out runs/first
+      torchrun --nproc-per-node 4 --max-restarts 3 -m training fit CUBE --out runs/four --resume
     """
+    from training.distributed import joined
+    from training.history import tensorboard as told_to
+    from training.plots import draw_run
     from training.recipes import recipe
     from training.train import fit as run_fit
 
@@ -160,17 +186,31 @@ def fit(
         if validation_split == "none" and validation_selection is None
         else _select(opened, validation_split, validation_selection)
     )
-    with _loading(engine, scheduler) as loading, progress_bars() as progress:
+    out = out or f"runs/{opened.id}-{recipe_name}"
+    with ExitStack() as leaving:
+        team = leaving.enter_context(joined())
+        if team.leads:
+            leaving.callback(draw_run, out, f"{recipe_name} on {opened.id}")
+        else:
+            logging.getLogger("training").setLevel(logging.WARNING)
         run = run_fit(
             opened,
             config,
             train=train,
             validation=validation,
-            out=out or f"runs/{opened.id}-{recipe_name}",
-            engine=loading,
+            out=out,
+            engine=leaving.enter_context(_loading(engine, scheduler)),
+            cache=cache,  # type: ignore[arg-type]  # click checked it
             resume=resume,
-            progress=progress,
+            save_every_s=save_every,
+            team=team,
+            progress=leaving.enter_context(progress_bars()) if team.leads else None,
+            after_epoch=leaving.enter_context(told_to(tensorboard))
+            if tensorboard and team.leads
+            else None,
         )
+    if not team.leads:
+        return
     best = "" if run.best_f1 is None else f", best epoch {run.best_epoch} with F1 {run.best_f1:.4f}"
     click.echo(
         f"{len(run.history)} epochs on {len(train)} patches{best}, threshold {run.threshold:.2f}: "
@@ -502,6 +542,49 @@ def retrieve(
         return
     click.echo(as_text(rows))
     click.echo(f"{rows[0].scores.n_queries} queries, {k} answers each")
+
+
+@cli.command()
+@click.argument("cube", required=False)
+@click.option("--recipe", "recipe_name", default="tb-cnn", show_default=True, help="What to train.")
+@click.option("--patches", type=click.IntRange(min=2), default=269_695, show_default=True)
+@click.option("--batch-size", type=click.IntRange(min=2), help="[default: the recipe's]")
+@click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto")
+@_json
+def measure(
+    cube: str | None,
+    recipe_name: str,
+    patches: int,
+    batch_size: int | None,
+    precision: str,
+    as_json: bool,
+) -> None:
+    """Measure training on this machine, as a section for RESULTS.md.
+
+    Random patches are trained on from the device's memory; where a CUBE is named, its patches as
+    they stream in too, beside its loader alone.
+
+    \b
+    Example:
+      python -m training measure s3://bucket/bigearthnet-v2 >> training/RESULTS.md
+    """
+    from training.data import default_device
+    from training.measure import as_dict, as_markdown
+    from training.measure import measure as run_measure
+    from training.recipes import recipe
+
+    config = recipe(
+        recipe_name,
+        "label_43",
+        batch_size=batch_size,
+        precision=precision,
+        augment=True,
+        channels_last=True,
+    )
+    report = run_measure(
+        config, default_device(), n_patches=patches, cube=_open(cube) if cube else None
+    )
+    click.echo(json.dumps(as_dict(report)) if as_json else as_markdown(report))
 
 
 @cli.command()

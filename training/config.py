@@ -13,10 +13,13 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Final, Literal, get_args
 
 from bigearth_cube.errors import InvalidInputError
+from bigearth_cube.loader.plan import Shuffle
 from bigearth_cube.nomenclature import NOMENCLATURES
 
 Schedule = Literal["constant", "cosine"]
 Precision = Literal["auto", "float32", "bfloat16"]
+LossName = Literal["bce", "generalized"]
+Monitor = Literal["f1", "ap_macro"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +45,30 @@ class Config:
         Of Adam; a weight decay above 0 is decoupled (AdamW).
     schedule
         ``"constant"``, or ``"cosine"``: linear warm-up, then down to 0 along a cosine.
-    warmup
-        Share of all steps that warm up, 0 to 1; of ``"cosine"`` only.
+    warmup, warmup_steps
+        Share of all steps that warm up, 0 to 1, or their number, which goes before the share
+        where it is not 0; of ``"cosine"`` only.
+    clip_norm
+        Norm that the gradient of a step is cut to; None leaves it as it is.
+    loss, loss_q
+        ``"bce"``, or ``"generalized"``: (1 - p^q) / q of the probability p given to what is true
+        of a class, after Zhang and Sabuncu, "Generalized Cross Entropy Loss for Training Deep
+        Neural Networks with Noisy Labels" (2018). Near q = 0 it is binary cross-entropy; at 1 the
+        absolute error, which wrong labels move least and which learns slowest.
+    class_balance
+        0 weighs every label alike. Above, to below 1, presence and absence of each class are
+        weighed by one over their effective number (1 - b^n) / (1 - b), after Cui et al.,
+        "Class-Balanced Loss Based on Effective Number of Samples" (2019).
+    ema
+        Decay a step of the averaged weights that are validated and kept as the best; None
+        validates the weights themselves.
+    monitor
+        What decides which epoch is best on validation: sample-averaged F1, or the mean over
+        classes of average precision.
+    patience
+        The run ends when so many epochs in a row were no better than the best; None runs all.
+    shuffle
+        ``"pool"``, or ``"exact"``: a true permutation, which reads chunks up to 64 times.
     batch_norm_patches
         Training patches on which batch norm's statistics are measured after each epoch, without
         dropout; 0 keeps the running averages of training. Dropout inflates those (Li et al.,
@@ -80,6 +105,15 @@ class Config:
     weight_decay: float = 0.0
     schedule: Schedule = "constant"
     warmup: float = 0.0
+    warmup_steps: int = 0
+    clip_norm: float | None = None
+    loss: LossName = "bce"
+    loss_q: float = 0.7
+    class_balance: float = 0.0
+    ema: float | None = None
+    monitor: Monitor = "f1"
+    patience: int | None = None
+    shuffle: Shuffle = "pool"
     batch_norm_patches: int = 0
     prior_bias: bool = False
     augment: bool = False
@@ -93,6 +127,9 @@ class Config:
             "labels": tuple(NOMENCLATURES),
             "schedule": get_args(Schedule),
             "precision": get_args(Precision),
+            "loss": get_args(LossName),
+            "monitor": get_args(Monitor),
+            "shuffle": ("pool", "exact"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
@@ -121,6 +158,18 @@ class Config:
                 f"expected 0 to 1, and neither of the others below 0"
             )
 
+        if self.warmup_steps < 0 or not 0 <= self.class_balance < 1 or not 0 < self.loss_q <= 1:
+            raise InvalidInputError(
+                f"{self.warmup_steps} warm-up steps, class balance {self.class_balance}, loss q "
+                f"{self.loss_q}; expected at least 0, 0 to below 1, and above 0 to 1"
+            )
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise InvalidInputError(f"gradients cut to norm {self.clip_norm}; expected above 0")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise InvalidInputError(f"averaging decay {self.ema}; expected between 0 and 1")
+        if self.patience is not None and self.patience < 1:
+            raise InvalidInputError(f"patience of {self.patience} epochs; expected at least 1")
+
     def learning_rate_at(self, step: int, n_steps: int) -> float:
         """Learning rate of a step, counted from 0, of a run of ``n_steps``.
 
@@ -137,7 +186,7 @@ class Config:
         """
         if self.schedule == "constant":
             return self.learning_rate
-        n_warm = round(self.warmup * n_steps)
+        n_warm = self.warmup_steps or round(self.warmup * n_steps)
         if step < n_warm:
             return self.learning_rate * (step + 1) / n_warm
         done = (step - n_warm + 0.5) / (n_steps - n_warm)

@@ -1,6 +1,4 @@
-"""From the cube's batches to tensors on the device, and what is done to them on the way.
-
-Pixels stay uint16 until the network normalizes them on the device: half the bytes to move.
+"""Which batches a training reads, and the first things that the device does to them.
 
 Axes: B row of a batch, C band or class, Y and X pixel.
 """
@@ -8,16 +6,15 @@ Axes: B row of a batch, C band or class, Y and X pixel.
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Final, Literal
 
 import numpy as np
 import torch
 from distributed import Client
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from bigearth_cube.cube import Cube
 from bigearth_cube.errors import InvalidInputError
@@ -25,6 +22,9 @@ from bigearth_cube.loader.batches import BatchLoader
 from bigearth_cube.nomenclature import S1_GROUP
 from bigearth_cube.search import Selection
 from training.config import Config, Precision
+from training.distributed import ALONE, Team
+from training.feed import Feed, TensorBatch
+from training.models import Network
 
 logger = logging.getLogger(__name__)
 
@@ -33,27 +33,13 @@ EVALUATION_BATCH: Final = 64
 """As fast on a CPU as 256, whose activations take 0.6 GB more; a GPU does not wait for it."""
 
 
-@dataclass(frozen=True, slots=True)
-class TensorBatch:
-    """One batch on the device; valid until the next one is asked for.
-
-    Attributes
-    ----------
-    images
-        Group to DN_BCYX, uint16.
-    labels_BC
-        float32, 0 or 1.
-    rows
-        Rows of the cube, on the host.
-    """
-
-    images: dict[str, Tensor]
-    labels_BC: Tensor
-    rows: NDArray[np.int64]
-
-
 def training_loader(
-    cube: Cube, selection: Selection, config: Config, groups: tuple[str, ...], engine: Engine
+    cube: Cube,
+    selection: Selection,
+    config: Config,
+    groups: tuple[str, ...],
+    engine: Engine,
+    team: Team = ALONE,
 ) -> BatchLoader:
     """Shuffled batches; a single row left over joins the batch before, as batch norm needs two.
 
@@ -82,7 +68,10 @@ def training_loader(
         groups=groups,
         labels=config.labels,
         seed=config.seed,
+        shuffle=config.shuffle,
         last="join",
+        rank=team.rank,
+        world_size=team.world_size,
         engine=engine,
     )
 
@@ -93,6 +82,7 @@ def evaluation_loader(
     groups: tuple[str, ...],
     labels: str | None,
     engine: Engine = "threads",
+    team: Team = ALONE,
 ) -> BatchLoader:
     """Batches in the order of the rows, every one once.
 
@@ -109,6 +99,8 @@ def evaluation_loader(
         groups=groups,
         labels=labels,
         shuffle="none",
+        rank=team.rank,
+        world_size=team.world_size,
         engine=engine,
     )
 
@@ -134,21 +126,49 @@ def refuse_missing_views(cube: Cube, rows: NDArray[np.int64], groups: tuple[str,
 
 
 def tensor_batches(
-    loader: BatchLoader, epoch: int, device: torch.device, *, augment: bool = False
+    source: BatchLoader | Feed, epoch: int, device: torch.device, *, augment: bool = False
 ) -> Generator[TensorBatch]:
     """Hand over an epoch, batch by batch.
 
-    On a CPU the tensors lie on the loader's own buffers: nothing is copied, and nothing outlives
-    the next batch. A loader without labels gives ``labels_BC`` of no columns.
+    On a CPU the tensors of a loader lie on its own buffers: nothing is copied, and nothing
+    outlives the next batch. A loader without labels gives ``labels_BC`` of no columns.
     """
-    for batch in loader.epoch(epoch):
-        images = {path: torch.from_numpy(dn).to(device) for path, dn in batch.images.items()}
-        if augment:
-            symmetry_B = torch.randint(8, (len(batch.rows),))
+    feed = source if isinstance(source, Feed) else Feed(source, device)
+    yield from feed.epoch(epoch, augment=augment)
+
+
+class Pass(nn.Module):
+    """What a step runs forward on the device: turn each patch, normalize it, score it.
+
+    Compiled, it reads the stored pixels once and writes them turned and normalized, in one kernel.
+
+    Parameters
+    ----------
+    network
+        What normalizes and scores.
+    compiled_rows
+        Rows of the batches that are compiled for; others, such as a shorter last batch, run as
+        written. None compiles nothing.
+    """
+
+    def __init__(self, network: Network, *, compiled_rows: int | None = None) -> None:
+        super().__init__()
+        self.network = network
+        self._compiled_rows = compiled_rows
+        self._compiled = torch.compile(self._score, dynamic=False) if compiled_rows else self._score
+
+    def forward(self, images: Mapping[str, Tensor], symmetry_B: Tensor | None) -> Tensor:
+        """Score every class: logits_BC."""
+        n_rows = len(next(iter(images.values())))
+        score = self._compiled if n_rows == self._compiled_rows else self._score
+        logits_BC: Tensor = score(images, symmetry_B)
+        return logits_BC
+
+    def _score(self, images: Mapping[str, Tensor], symmetry_B: Tensor | None) -> Tensor:
+        if symmetry_B is not None:
             images = {path: transformed(dn_BCYX, symmetry_B) for path, dn_BCYX in images.items()}
-        labels = np.empty((len(batch.rows), 0)) if batch.labels is None else batch.labels
-        labels_BC = torch.from_numpy(labels).to(device, torch.float32)
-        yield TensorBatch(images, labels_BC, batch.rows)
+        logits_BC: Tensor = self.network(images)
+        return logits_BC
 
 
 def transformed(dn_BCYX: Tensor, symmetry_B: Tensor) -> Tensor:
@@ -162,24 +182,24 @@ def transformed(dn_BCYX: Tensor, symmetry_B: Tensor) -> Tensor:
         For each patch 0 to 7: quarter turns, plus 4 where it is mirrored first. The same for
         every group, so that resolutions stay aligned.
     """
-    # Moving values needs no sign, and uint16 lacks kernels.
-    source = dn_BCYX.view(torch.int16) if dn_BCYX.dtype == torch.uint16 else dn_BCYX
-    target = torch.empty_like(source)
-    for symmetry in range(8):
-        rows = torch.nonzero(symmetry_B == symmetry).squeeze(1).to(source.device)
-        part_BCYX = source[rows]
-        if symmetry >= 4:
-            part_BCYX = part_BCYX.flip(-1)
-        target[rows] = part_BCYX.rot90(symmetry % 4, (-2, -1))
-    return target.view(dn_BCYX.dtype)
+    size = dn_BCYX.shape[-1]
+    grid = torch.arange(size * size, device=dn_BCYX.device).view(size, size)
+    turns = [(grid.flip(1) if s >= 4 else grid).rot90(s % 4, (0, 1)).flatten() for s in range(8)]
+    from_B1P = torch.stack(turns)[symmetry_B][:, None]
+    signed = dn_BCYX.dtype == torch.uint16  # which has few kernels, and moving needs no sign
+    pixels_BCP = (dn_BCYX.view(torch.int16) if signed else dn_BCYX).flatten(2)
+    turned_BCP = pixels_BCP.gather(2, from_B1P.expand(-1, pixels_BCP.shape[1], -1))
+    return turned_BCP.view(dn_BCYX.shape).view(dn_BCYX.dtype)
 
 
 def computes_in_bfloat16(device: torch.device) -> bool:
     """Whether the device has units for bfloat16; emulated it is eight times slower than float32."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    # oneDNN takes bfloat16 wherever there is AVX-512, and emulates it where that is all there is.
     able = torch.cpu.get_capabilities()
-    return any(able.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    mkldnn = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+    return mkldnn and any(able.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
@@ -189,5 +209,7 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
 
 
 def default_device() -> torch.device:
-    """Return the first GPU where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """Return the current GPU where there is one, which is the first unless set, else the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())

@@ -38,14 +38,17 @@ from bigearth_cube.terminal import progress_bars
 from training.baselines import band_table, baseline_rows
 from training.checkpoint import arranged, load
 from training.config import Config
-from training.data import TensorBatch, computes_in_bfloat16, default_device
+from training.data import Pass, computes_in_bfloat16, default_device
 from training.embed import embed
 from training.evaluate import Evaluation, evaluate
+from training.feed import TensorBatch
+from training.history import METRICS
+from training.losses import MultiLabelLoss
 from training.models import build
 from training.plots import learning_curve
 from training.recipes import recipe
 from training.results import TALK_2019, ResultRow, as_text
-from training.train import METRICS, fit, train_step
+from training.train import fit, train_step
 
 CLEAN: Final = '"bec:snow" = false AND "bec:cloud_or_shadow" = false'
 DATA: Final = "synthetic: v2, 19 classes"
@@ -278,11 +281,13 @@ def steps_per_s(config: Config, n_steps: int = 8) -> float:
         for path in model.groups
     }
     labels_BC = torch.zeros(config.batch_size, 19, device=device)
-    batch = TensorBatch(images, labels_BC, np.arange(config.batch_size))
+    rows = np.arange(config.batch_size)
+    batch = TensorBatch(images, labels_BC, rows, None, slice(0, len(rows)), len(rows))
+    score, loss_of = Pass(model), MultiLabelLoss(config.loss)
     fastest_s = math.inf
     for _ in range(n_steps):
         began = time.perf_counter()
-        train_step(model, optimizer, batch, config.precision)
+        train_step(score, optimizer, batch, loss_of, config).item()
         fastest_s = min(fastest_s, time.perf_counter() - began)
     return 1 / fastest_s
 

@@ -6,21 +6,28 @@ behind.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO, Final
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from bigearth_cube.errors import NotFoundError
 from bigearth_cube.plots import RIGHT
+from bigearth_cube.storage import Storage, StorageOptions
+from training.history import EpochLine, read_history
 from training.results import ResultRow
-from training.train import EpochLine
+
+CURVE: Final = "learning-curve.png"
 
 
-def learning_curve(history: Sequence[EpochLine], path: str | Path, title: str = "") -> None:
-    """Draw losses and validation F1 by epoch as PNG."""
+def learning_curve(
+    history: Sequence[EpochLine], path: str | Path | BinaryIO, title: str = ""
+) -> None:
+    """Draw losses and validation F1 by epoch as PNG, into a file of any kind."""
     epochs = [line.epoch for line in history]
     figure = Figure(figsize=(7, 4), layout="constrained")
     losses = figure.subplots()
@@ -51,7 +58,7 @@ def learning_curve(history: Sequence[EpochLine], path: str | Path, title: str = 
         scores.set_ylim(0, 1)
         scores.legend(loc="lower right", frameon=False)
     losses.set_xlabel("epoch")
-    losses.set_ylabel("binary cross-entropy", color="#0969da")
+    losses.set_ylabel("loss", color="#0969da")
     losses.set_ylim(bottom=0)
     losses.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     losses.legend(loc="lower left", frameon=False)
@@ -90,10 +97,28 @@ def comparison_png(rows: Sequence[ResultRow], columns: Sequence[str], title: str
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].set_yticks(range(len(rows)), names)
     panels[0].set_ylim(len(rows) - 0.4, -0.6)
-    png = io.BytesIO()
+    png = BytesIO()
     figure.savefig(png, format="png", dpi=130)
     return png.getvalue()
 
 
 def _why_none(row: ResultRow) -> str:
     return row.note.split(":")[0] if row.origin == "measured" else ""
+
+
+def draw_run(url: str, title: str, storage_options: StorageOptions | None = None) -> None:
+    """Draw the learning curve of a run into its folder, however far it came.
+
+    Raises
+    ------
+    StorageError
+        If storage refuses or cannot be reached.
+    """
+    folder, picture = Storage(url, storage_options), BytesIO()
+    try:
+        history = read_history(folder)
+    except NotFoundError:  # it was stopped before its first epoch was saved
+        return
+    if history:
+        learning_curve(history, picture, title)
+        folder.write(CURVE, picture.getvalue())

@@ -17,6 +17,7 @@ from torch.nn import functional as F  # noqa: N812
 from bigearth_cube.loader.batches import BatchLoader
 from training.config import Precision
 from training.data import autocast, tensor_batches
+from training.feed import Feed
 from training.metrics import best_threshold, sample_f1
 from training.models import Network
 
@@ -75,7 +76,7 @@ class ScoredBatch:
 
 
 def scored_batches(
-    network: Network, loader: BatchLoader, precision: Precision, device: torch.device
+    network: Network, loader: BatchLoader | Feed, precision: Precision, device: torch.device
 ) -> Iterator[ScoredBatch]:
     """Score every row of a loader that does not shuffle, once, batch by batch."""
     network.eval()
@@ -91,7 +92,7 @@ def scored_batches(
 
 
 def predict(
-    network: Network, loader: BatchLoader, precision: Precision, device: torch.device
+    network: Network, loader: BatchLoader | Feed, precision: Precision, device: torch.device
 ) -> Predictions:
     """Score every row of a loader that does not shuffle, once, and keep the scores."""
     return gathered(scored_batches(network, loader, precision, device))
@@ -103,5 +104,8 @@ def gathered(batches: Iterable[ScoredBatch]) -> Predictions:
     rows, scores, labels, losses = zip(*kept, strict=True)
     scores_NC = np.concatenate(scores)
     return Predictions(
-        np.concatenate(rows), scores_NC, np.concatenate(labels), sum(losses) / scores_NC.size
+        np.concatenate(rows),
+        scores_NC,
+        np.concatenate(labels),
+        sum(losses) / max(1, scores_NC.size),
     )

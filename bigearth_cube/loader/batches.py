@@ -244,6 +244,14 @@ class BatchLoader:
         """Return which cube each of ``rows`` (or of an ``order``) is of, and its row there."""
         return self._patches.locate(rows)
 
+    def empty_batch(self, n_rows: int) -> Batch:
+        """Return room for a batch of ``n_rows``, as this loader delivers them; not filled."""
+        labels = (
+            None if self._labels is None else np.empty((n_rows, self._labels.shape[1]), np.uint8)
+        )
+        rows = np.full(n_rows, PADDING, np.int64)
+        return Batch(self._arena.empty_batch(n_rows), labels, rows, np.zeros(n_rows, np.int64))
+
     def order(self, epoch: int) -> EpochOrder:
         """Return the rows this loader delivers in an epoch, without reading any."""
         return epoch_order(

@@ -100,6 +100,19 @@ class OrderSpec:
             return full
         return full if self.last == "join" and rest == 1 and full else full + 1
 
+    def batch_sizes(self, n_rows: int) -> NDArray[np.int64]:
+        """Rows of each global batch of an epoch over ``n_rows`` rows.
+
+        Examples
+        --------
+        >>> [OrderSpec(8, 64, last=last).batch_sizes(17).tolist() for last in get_args(Last)]
+        [[8, 8, 1], [8, 9], [8, 8], [8, 8, 8]]
+        """
+        sizes = np.full(self.n_batches(n_rows), self.batch_size, np.int64)
+        if len(sizes) and self.last in ("short", "join"):
+            sizes[-1] += n_rows - len(sizes) * self.batch_size
+        return sizes
+
 
 @dataclass(frozen=True, slots=True)
 class EpochOrder:
@@ -258,20 +271,30 @@ def _global_order(
     if spec.shuffle == "pool":
         ordered = _shuffled(rows, spec, epoch)
     elif spec.shuffle == "exact":
-        ordered = np.random.default_rng([spec.seed, epoch]).permutation(rows)
-    n_batches = spec.n_batches(len(rows))
-    sizes = np.full(n_batches, spec.batch_size, np.int64)
+        ordered = rows[np.random.default_rng([spec.seed, epoch]).permutation(len(rows))]
+    sizes = spec.batch_sizes(len(rows))
+    n_batches = len(sizes)
     if spec.last == "drop":
         ordered = ordered[: n_batches * spec.batch_size]
     elif spec.last == "pad":
         missing = n_batches * spec.batch_size - len(rows)
         ordered = np.concatenate([ordered, np.full(missing, PADDING, np.int64)])
-    elif n_batches:
-        sizes[-1] += len(rows) - n_batches * spec.batch_size
     starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]) if n_batches else np.empty(0, np.int64)
-    lanes = np.arange(spec.lanes + 1)
-    base, extra = sizes[:, None] // spec.lanes, sizes[:, None] % spec.lanes
-    return ordered, starts[:, None] + lanes * base + np.minimum(lanes, extra)
+    return ordered, starts[:, None] + lane_bounds(sizes, spec.lanes)
+
+
+def lane_bounds(sizes: NDArray[np.int64], lanes: int) -> NDArray[np.int64]:
+    """Where each lane's part begins in batches of these sizes, and the end: (n_batches, lanes + 1).
+
+    Examples
+    --------
+    >>> lane_bounds(np.array([10]), 4).tolist()
+    [[0, 3, 6, 8, 10]]
+    """
+    lane = np.arange(lanes + 1)
+    base, extra = sizes[:, None] // lanes, sizes[:, None] % lanes
+    bounds: NDArray[np.int64] = lane * base + np.minimum(lane, extra)
+    return bounds
 
 
 def _shuffled(rows: NDArray[np.int64], spec: OrderSpec, epoch: int) -> NDArray[np.int64]:

@@ -12,7 +12,7 @@ import torch
 from bigearth_cube.errors import CubeIntegrityError, InvalidInputError, NotFoundError
 from bigearth_cube.nomenclature import NAMES_19
 from bigearth_cube.storage import Storage
-from training.checkpoint import BEST, LAST, Checkpoint, load, save
+from training.checkpoint import BEST, Checkpoint, load, save, step_key
 from training.models import build
 from training.recipes import recipe
 
@@ -81,11 +81,11 @@ def test_every_flipped_bit_and_every_cut_is_refused_with_the_name(small: Checkpo
     for position in [*rng.integers(0, len(data), 150), 0, len(data) - 1]:
         damaged = bytearray(data)
         damaged[position] ^= 1 << rng.integers(0, 8)
-        with pytest.raises((CubeIntegrityError, InvalidInputError), match=r"runs/last\.pt"):
-            Checkpoint.from_bytes(bytes(damaged), "runs/last.pt")
+        with pytest.raises((CubeIntegrityError, InvalidInputError), match=r"runs/best\.pt"):
+            Checkpoint.from_bytes(bytes(damaged), "runs/best.pt")
     for length in (0, 1, 50, len(data) // 2, len(data) - 1):
-        with pytest.raises((CubeIntegrityError, InvalidInputError), match=r"runs/last\.pt"):
-            Checkpoint.from_bytes(data[:length], "runs/last.pt")
+        with pytest.raises((CubeIntegrityError, InvalidInputError), match=r"runs/best\.pt"):
+            Checkpoint.from_bytes(data[:length], "runs/best.pt")
 
 
 def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
@@ -97,15 +97,16 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
         load(str(tmp_path))
 
 
-def test_a_folder_gives_its_best_and_without_one_its_last(
+def test_a_folder_gives_its_best_and_without_one_its_newest(
     small: Checkpoint, tmp_path: Path
 ) -> None:
     storage = Storage(tmp_path)
-    save(replace(small, epoch=9), storage, LAST)
+    save(replace(small, epoch=8), storage, step_key(900))
+    save(replace(small, epoch=9), storage, step_key(1000))
     assert load(str(tmp_path)).epoch == 9
     save(small, storage, BEST)
     assert load(str(tmp_path)).epoch == 3
-    assert load(f"{tmp_path}/last.pt").epoch == 9
+    assert load(f"{tmp_path}/step-00001000.pt").epoch == 9
 
 
 def test_a_checkpoint_that_is_not_there_is_said_so(tmp_path: Path) -> None:

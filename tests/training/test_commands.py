@@ -42,7 +42,12 @@ def run_url(learnable_url: str, tmp_path_factory: pytest.TempPathFactory) -> str
 def test_fit_leaves_a_run_and_resuming_it_when_finished_exits_0(
     run_url: str, learnable_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert {key for key, _ in Storage(run_url).list()} == {"best.pt", "last.pt", "metrics.jsonl"}
+    assert {key for key, _ in Storage(run_url).list()} == {
+        "best.pt",
+        "step-00000002.pt",
+        "metrics.jsonl",
+        "learning-curve.png",
+    }
     arguments = ("--recipe", "tb-cnn-small", "--epochs", "1", "--batch-size", "24")
     assert exit_code("fit", learnable_url, *arguments, "--out", run_url, "--resume") == 0
     assert capsys.readouterr().out.startswith("1 epochs on 48 patches, best epoch 1 with F1 0.")

@@ -8,8 +8,10 @@ import torch
 
 from bigearth_cube.cube import Cube
 from bigearth_cube.errors import InvalidInputError
+from bigearth_cube.nomenclature import GROUPS
 from bigearth_cube.search import Selection
 from training.data import (
+    Pass,
     autocast,
     computes_in_bfloat16,
     evaluation_loader,
@@ -17,7 +19,8 @@ from training.data import (
     training_loader,
     transformed,
 )
-from training.models.tb_cnn import TBCNN
+from training.models import build
+from training.models.tb_cnn import S2
 from training.recipes import recipe
 
 CPU = torch.device("cpu")
@@ -53,7 +56,7 @@ def test_a_last_batch_of_one_row_joins_the_batch_before(
 def test_a_patch_is_turned_alike_in_every_group(learnable: Cube) -> None:
     config = recipe("tb-cnn-small", "label_19", batch_size=16)
     train = learnable.search(split="train")
-    with training_loader(learnable, train, config, TBCNN.groups, "threads") as loader:
+    with training_loader(learnable, train, config, S2, "threads") as loader:
         plain = {
             int(row): {g: x[i].clone() for g, x in batch.images.items()}
             for batch in tensor_batches(loader, 0, CPU)
@@ -62,13 +65,16 @@ def test_a_patch_is_turned_alike_in_every_group(learnable: Cube) -> None:
         torch.manual_seed(0)
         used = set()
         for batch in tensor_batches(loader, 0, CPU, augment=True):
+            assert batch.symmetry_B is not None
+            turned = {g: transformed(x, batch.symmetry_B) for g, x in batch.images.items()}
             for i, row in enumerate(batch.rows):
                 fitting = [
                     symmetry
                     for symmetry in range(8)
                     if all(
                         torch.equal(
-                            transformed(plain[int(row)][g][None], torch.tensor([symmetry]))[0], x[i]
+                            transformed(plain[int(row)][g][None], torch.tensor([symmetry]))[0],
+                            turned[g][i],
                         )
                         for g, x in batch.images.items()
                     )
@@ -81,15 +87,15 @@ def test_a_patch_is_turned_alike_in_every_group(learnable: Cube) -> None:
 def test_a_selection_that_batch_norm_cannot_train_on_is_refused(learnable: Cube) -> None:
     small = recipe("tb-cnn-small", "label_19")
     with pytest.raises(InvalidInputError, match="selection of one row"):
-        training_loader(learnable, first(learnable, 1), small, TBCNN.groups, "threads")
+        training_loader(learnable, first(learnable, 1), small, S2, "threads")
     with pytest.raises(InvalidInputError, match="empty"):
-        training_loader(learnable, first(learnable, 0), small, TBCNN.groups, "threads")
+        training_loader(learnable, first(learnable, 0), small, S2, "threads")
     with pytest.raises(InvalidInputError, match="batch size 1;"):
         training_loader(
             learnable,
             first(learnable, 4),
             recipe("tb-cnn-small", "label_19", batch_size=1),
-            TBCNN.groups,
+            S2,
             "threads",
         )
 
@@ -165,3 +171,22 @@ def test_rows_without_a_sentinel_1_view_are_refused_where_one_is_read(paired: Cu
         evaluation_loader(paired, everything, ("s1/r10m",), "label_19")
     with evaluation_loader(paired, everything, ("s2/r60m",), "label_19") as loader:
         assert loader.n_batches == 1
+
+
+@pytest.mark.slow
+def test_what_a_gpu_compiles_is_one_graph_and_scores_as_written() -> None:
+    """Turning, normalizing, dropout and all: a break in the graph would be a trip to memory."""
+    torch.manual_seed(0)
+    score = Pass(build("tb-cnn", 19, "v2"))
+    images = {
+        path: torch.randint(0, 9000, (4, *GROUPS[path].patch_shape)).to(torch.uint16) for path in S2
+    }
+    symmetry_B = torch.tensor([0, 3, 5, 6])
+    compiled = torch.compile(score._score, backend="aot_eager", fullgraph=True, dynamic=False)
+    score.train()
+    loss = compiled(images, symmetry_B).square().mean()
+    loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in score.parameters())
+    score.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(images, symmetry_B), score(images, symmetry_B))

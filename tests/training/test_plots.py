@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 from matplotlib import image
 
-from training.plots import comparison_png, learning_curve
+from bigearth_cube.storage import Storage
+from training.history import EpochLine, write_history
+from training.plots import CURVE, comparison_png, draw_run, learning_curve
 from training.results import TALK_2019, ResultRow
-from training.train import EpochLine
 
 
 def line(epoch: int, f1: float | None) -> EpochLine:
@@ -31,3 +32,12 @@ def test_a_comparison_is_drawn_with_rows_that_have_no_figures(tmp_path: Path) ->
     png = comparison_png([none, *TALK_2019], ("F1", "AP macro"), "title")
     (tmp_path / "table.png").write_bytes(png)
     assert is_png(tmp_path / "table.png")
+
+
+def test_a_run_is_drawn_into_its_folder_at_any_url_and_one_of_no_epoch_is_not() -> None:
+    folder = Storage("memory://runs/drawn")
+    draw_run(folder.url, "title")
+    assert not folder.exists(CURVE)
+    write_history(folder, [line(1, 0.4)])
+    draw_run(folder.url, "title")
+    assert folder.read(CURVE).startswith(b"\x89PNG")

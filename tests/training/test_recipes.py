@@ -91,6 +91,14 @@ def test_the_learning_rate_is_never_zero_and_never_above_its_peak(n: int, warmup
     assert rates[n_warm:] == sorted(rates[n_warm:], reverse=True)
 
 
+def test_warm_up_may_be_a_number_of_steps() -> None:
+    config = recipe("tb-cnn-small", "label_19", warmup_steps=4, learning_rate=1.0)
+    rates = [config.learning_rate_at(step, 10) for step in range(10)]
+    assert rates[:5] == pytest.approx([0.25, 0.5, 0.75, 1.0, 0.98], abs=0.01)
+    short = [config.learning_rate_at(step, 3) for step in range(3)]  # a run that never gets warm
+    assert short == [0.25, 0.5, 0.75]
+
+
 @pytest.mark.parametrize("field", ["batch_size", "epochs"])
 def test_a_run_of_zero_steps_is_refused(field: str) -> None:
     with pytest.raises(InvalidInputError, match="zero steps"):
@@ -108,6 +116,15 @@ def test_a_run_of_zero_steps_is_refused(field: str) -> None:
         ("precision", "float16"),
         ("labels", "label_20"),
         ("seed", -1),
+        ("warmup_steps", -1),
+        ("clip_norm", 0.0),
+        ("loss", "hinge"),
+        ("loss_q", 1.5),
+        ("class_balance", 1.0),
+        ("ema", 1.0),
+        ("monitor", "loss"),
+        ("patience", 0),
+        ("shuffle", "none"),
     ],
 )
 def test_values_out_of_range_are_refused(field: str, value: object) -> None:

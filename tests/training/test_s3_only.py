@@ -88,4 +88,4 @@ def test_training_opens_no_tif_and_no_cube_object_on_disk(
     assert [url for url in opened_storage if not url.startswith("s3://")] == []
     assert run.history[0].validation_f1 is not None
     kept = {key for key, _ in Storage(f"{bucket}/run", s3_options).list()}
-    assert kept == {"best.pt", "last.pt", "metrics.jsonl"}
+    assert kept == {"best.pt", "step-00000001.pt", "metrics.jsonl"}

@@ -15,13 +15,13 @@ from bigearth_cube.cube import Cube
 from bigearth_cube.errors import CubeIntegrityError, InvalidInputError, StorageError
 from bigearth_cube.storage import Storage
 from training import train as training_loop
-from training.checkpoint import load
+from training.checkpoint import BEST, Checkpoint, load, newest_whole, step_keys
 from training.config import Config
-from training.data import autocast, training_loader
-from training.models import Network
+from training.data import Pass, autocast, training_loader
+from training.history import METRICS, EpochLine, read_history
 from training.predict import Predictions
 from training.recipes import recipe
-from training.train import METRICS, NON_FINITE, EpochLine, NonFiniteLossError, Run, fit
+from training.train import NON_FINITE, NonFiniteLossError, Run, fit
 
 
 def small(**overrides: object) -> Config:
@@ -31,7 +31,7 @@ def small(**overrides: object) -> Config:
 
 def run(cube: Cube, out: str, config: Config, **arguments: object) -> Run:
     values = {
-        "save_every_s": 0.0,
+        "save_every_s": 1e9,
         "validation": cube.search(split="validation"),
         "device": torch.device("cpu"),
         **arguments,
@@ -40,16 +40,16 @@ def run(cube: Cube, out: str, config: Config, **arguments: object) -> Run:
 
 
 class StoppedError(Exception):
-    """Stands for a kill between two epochs."""
+    """Stands for a kill."""
 
 
-def stop_after(n_epochs: int, written: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the process end right after a checkpoint of an epoch was written."""
+def stop_after(written: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the process end right after a checkpoint was written."""
     save = training_loop.save
 
-    def save_and_stop(checkpoint: training_loop.Checkpoint, storage: Storage, key: str) -> None:
+    def save_and_stop(checkpoint: Checkpoint, storage: Storage, key: str) -> None:
         save(checkpoint, storage, key)
-        if key == written and checkpoint.epoch == n_epochs:
+        if key == written:
             raise StoppedError
 
     monkeypatch.setattr(training_loop, "save", save_and_stop)
@@ -66,10 +66,13 @@ def test_the_loss_falls_and_every_epoch_is_one_flat_line(finished: Run) -> None:
     assert lines[-1]["train_loss"] < lines[0]["train_loss"]
     for line in lines:
         assert {"train_loss", "validation_loss", "validation_f1"} <= line.keys()
+        assert line.pop("validation_ap_macro") is None  # not asked for
         assert all(isinstance(value, int | float) for value in line.values())
+        assert line["loader_requests"] > 0
+        assert line["loader_bytes"] > 0
         assert line["patches_per_s"] > 0
         assert 0 <= line["wait_share"] <= 1
-    assert [EpochLine(**line) for line in lines] == list(finished.history)
+    assert read_history(Storage(finished.url)) == list(finished.history)
 
 
 def test_the_best_epoch_is_kept_with_its_threshold_and_provenance(
@@ -86,31 +89,130 @@ def test_the_best_epoch_is_kept_with_its_threshold_and_provenance(
     assert best.optimizer is None
 
 
-@pytest.mark.parametrize(("epoch", "written"), [(1, "last.pt"), (1, "best.pt")])
+def newest(url: str) -> Checkpoint:
+    """What the run would go on from."""
+    found = newest_whole(Storage(url))
+    assert found is not None
+    return found[1]
+
+
+def assert_same_end(found: Run, expected: Run) -> None:
+    """Weights and figures are equal bit for bit."""
+    for ours, theirs in (
+        (load(found.url), load(expected.url)),
+        (newest(found.url), newest(expected.url)),
+    ):
+        assert (ours.epoch, ours.step) == (theirs.epoch, theirs.step)
+        assert ours.model.keys() == theirs.model.keys()
+        assert all(torch.equal(ours.model[k], theirs.model[k]) for k in theirs.model)
+    assert (found.best_f1, found.threshold) == (expected.best_f1, expected.threshold)
+    assert [untimed(line) for line in found.history] == [untimed(line) for line in expected.history]
+
+
+def untimed(line: EpochLine) -> EpochLine:
+    return replace(
+        line,
+        seconds=0,
+        patches_per_s=0,
+        wait_share=0,
+        loader_requests=0,
+        loader_bytes=0,
+        loader_decode_s=0,
+        loader_wait_s=0,
+    )
+
+
+@pytest.mark.parametrize("written", ["step-00000001.pt", "best.pt", "step-00000003.pt"])
 def test_a_stopped_run_resumes_to_the_same_weights_bit_for_bit(
-    epoch: int,
-    written: str,
+    written: str, finished: Run, learnable: Cube, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of an epoch, at its end with the old checkpoint in place, and in the last."""
+    out = str(tmp_path / "stopped")
+    with monkeypatch.context() as patched:
+        stop_after(written, patched)
+        with pytest.raises(StoppedError):
+            run(learnable, out, small(), save_every_s=0.0)
+    torch.manual_seed(12345)  # whatever the new process drew before
+    resumed = run(learnable, out, small(), resume=True)
+    assert load(f"{out}/best.pt").optimizer is None
+    assert_same_end(resumed, finished)
+
+
+def test_where_patches_are_kept_changes_no_weight(
+    finished: Run, learnable: Cube, tmp_path: Path
+) -> None:
+    cached = run(learnable, str(tmp_path), small(), cache="device")
+    assert_same_end(cached, finished)
+    first, second = cached.history
+    assert first.loader_requests > 0
+    assert second.loader_requests == second.loader_bytes == 0
+
+
+def test_averaged_weights_are_kept_as_the_best_and_taken_up_again(
+    learnable: Cube, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small(
+        epochs=1, ema=0.5, clip_norm=0.1, loss="generalized", class_balance=0.9, batch_size=12
+    )
+    whole = str(tmp_path / "whole")
+    run(learnable, whole, config, validation=None)
+    last, best = newest(whole), load(whole).model
+    assert last.average is not None
+    assert all(torch.equal(best[k], last.average[k]) for k in best)
+    assert not torch.equal(best["fusion.0.weight"], last.model["fusion.0.weight"])
+    used = last.network().state_dict()
+    assert all(torch.equal(used[k], best[k]) for k in used)
+    stopped = str(tmp_path / "stopped")
+    with monkeypatch.context() as patched:
+        stop_after("step-00000002.pt", patched)
+        with pytest.raises(StoppedError):
+            run(learnable, stopped, config, validation=None, save_every_s=0.0)
+    run(learnable, stopped, config, validation=None, resume=True)
+    again = load(stopped).model
+    assert all(torch.equal(again[k], best[k]) for k in best)
+
+
+def test_a_run_that_gets_no_better_ends_early_and_is_then_finished(
+    learnable: Cube, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([0.5, 0.4, 0.9])
+    monkeypatch.setattr(Predictions, "f1", lambda *_, **__: (0.4, next(scores)))
+    config = small(epochs=5, patience=1, batch_size=48, batch_norm_patches=0)
+    ended = run(learnable, str(tmp_path), config)
+    assert [line.validation_f1 for line in ended.history] == [0.5, 0.4]
+    assert (ended.best_epoch, load(str(tmp_path)).epoch) == (1, 1)
+    assert run(learnable, str(tmp_path), config, resume=True) == ended
+
+
+def test_of_many_checkpoints_the_two_newest_stay(learnable: Cube, tmp_path: Path) -> None:
+    run(learnable, str(tmp_path), small(epochs=1, batch_size=12), save_every_s=0.0)
+    assert step_keys(Storage(tmp_path)) == ["step-00000004.pt", "step-00000003.pt"]
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_gone_on_from(
     finished: Run,
     learnable: Cube,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    out = str(tmp_path / "stopped")
     with monkeypatch.context() as patched:
-        stop_after(epoch, written, patched)
+        stop_after("step-00000003.pt", patched)
         with pytest.raises(StoppedError):
-            run(learnable, out, small())
-    torch.manual_seed(12345)  # whatever the new process drew before
-    resumed = run(learnable, out, small(), resume=True)
-    assert load(f"{out}/best.pt").optimizer is None
-    for name in ("best.pt", "last.pt"):
-        expected, found = load(f"{finished.url}/{name}"), load(f"{out}/{name}")
-        assert found.epoch == expected.epoch
-        assert all(torch.equal(found.model[k], expected.model[k]) for k in expected.model)
-    assert (resumed.best_f1, resumed.threshold) == (finished.best_f1, finished.threshold)
-    assert [
-        replace(line, seconds=0, patches_per_s=0, wait_share=0) for line in resumed.history
-    ] == [replace(line, seconds=0, patches_per_s=0, wait_share=0) for line in finished.history]
+            run(learnable, str(tmp_path), small(), save_every_s=0.0)
+    damage(tmp_path, "step-00000003.pt")
+    caplog.set_level("WARNING", "training")
+    resumed = run(learnable, str(tmp_path), small(), resume=True)
+    assert "step-00000003.pt: the checkpoint is damaged" in caplog.text
+    assert "looking for the one before" in caplog.text
+    assert_same_end(resumed, finished)
+    assert step_keys(Storage(tmp_path)) == ["step-00000004.pt", "step-00000002.pt"]
+
+
+def damage(folder: Path, key: str) -> None:
+    data = bytearray((folder / key).read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / key).write_bytes(data)
 
 
 def test_resuming_a_finished_run_changes_nothing(finished: Run, learnable: Cube) -> None:
@@ -119,7 +221,7 @@ def test_resuming_a_finished_run_changes_nothing(finished: Run, learnable: Cube)
     assert again == finished
     after = {key: Storage(finished.url).read(key) for key, _ in Storage(finished.url).list()}
     assert after == before
-    assert set(before) == {"best.pt", "last.pt", METRICS}
+    assert set(before) == {BEST, "step-00000004.pt", METRICS}
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(finished: Run, learnable: Cube) -> None:
@@ -143,13 +245,13 @@ def test_a_run_of_another_config_or_selection_is_not_resumed(
         )
 
 
-def test_a_damaged_checkpoint_is_refused_by_its_name(
+def test_a_run_of_damaged_checkpoints_alone_is_refused_by_their_name(
     finished: Run, learnable: Cube, tmp_path: Path
 ) -> None:
-    data = bytearray(Storage(finished.url).read("last.pt"))
-    data[len(data) // 2] ^= 1
-    Storage(tmp_path).write("last.pt", bytes(data))
-    with pytest.raises(CubeIntegrityError, match=r"last\.pt: the checkpoint is damaged"):
+    (key,) = step_keys(Storage(finished.url))
+    (tmp_path / key).write_bytes(Storage(finished.url).read(key))
+    damage(tmp_path, key)
+    with pytest.raises(CubeIntegrityError, match=rf"{key}: the checkpoint is damaged"):
         run(learnable, str(tmp_path), small(), resume=True)
 
 
@@ -161,7 +263,7 @@ def test_the_best_epoch_is_named_even_if_it_was_not_saved_at_once(
     run(learnable, str(tmp_path), small(), save_every_s=1e9)
     best = load(str(tmp_path))
     assert (best.epoch, best.best_epoch, best.best_f1) == (1, 1, 0.9)
-    assert load(f"{tmp_path}/last.pt").epoch == 2
+    assert newest(str(tmp_path)).epoch == 2
 
 
 def test_a_run_validated_on_other_rows_is_not_resumed(finished: Run, learnable: Cube) -> None:
@@ -175,9 +277,9 @@ def test_the_first_scores_are_how_frequent_each_class_is(
 ) -> None:
     biases: list[torch.Tensor] = []
 
-    def first_step(model: Network, *_: object) -> float:
-        biases.append(model.head[-1].bias.detach().clone())  # type: ignore[index]
-        return math.nan  # ends the run
+    def first_step(score: Pass, *_: object) -> torch.Tensor:
+        biases.append(score.network.head[-1].bias.detach().clone())  # type: ignore[index]
+        return torch.tensor(math.nan)  # ends the run
 
     monkeypatch.setattr(training_loop, "train_step", first_step)
     for prior_bias in (True, False):
@@ -186,14 +288,14 @@ def test_the_first_scores_are_how_frequent_each_class_is(
     train = learnable.search(split="train")
     share_C = learnable.labels("label_19", train.rows).mean(0)
     np.testing.assert_allclose(biases[0].sigmoid(), share_C, atol=0.5 / len(train))
-    assert not biases[1].any()
+    assert not biases[-1].any()
 
 
 def test_batch_norm_is_measured_without_dropout_on_training_patches(
     finished: Run, learnable: Cube
 ) -> None:
     """The statistics of the first norm are those of its input, as plain torch computes them."""
-    last = load(f"{finished.url}/last.pt")
+    last = newest(finished.url)
     network = last.network()
     branch = network.branches[0]  # type: ignore[index]
     normalize, (conv, norm) = branch[0], list(branch[1][0])[:2]
@@ -228,7 +330,7 @@ def test_a_validation_loss_that_is_not_finite_stops_the_run_and_keeps_the_epoch_
         )
         with pytest.raises(NonFiniteLossError, match="validation loss of epoch 2 is not a finite"):
             run(learnable, str(tmp_path), small(), save_every_s=1e9)
-    assert [load(f"{tmp_path}/{name}").epoch for name in ("last.pt", "best.pt")] == [1, 1]
+    assert [newest(str(tmp_path)).epoch, load(str(tmp_path)).epoch] == [1, 1]
     assert len(Storage(tmp_path).read(METRICS).splitlines()) == 1
     one_epoch = small(learning_rate=1e30, epochs=1, batch_size=48)
     with pytest.raises(NonFiniteLossError, match="validation loss of epoch 1"):
@@ -245,7 +347,7 @@ def test_an_interrupted_run_keeps_its_finished_epochs_and_resumes_bit_for_bit(
 ) -> None:
     step, calls = training_loop.train_step, iter(range(100))
 
-    def interrupt(*arguments: Any) -> float:
+    def interrupt(*arguments: Any) -> torch.Tensor:
         if next(calls) == 3:  # in the middle of the second epoch, whose first step is done
             raise KeyboardInterrupt
         return step(*arguments)
@@ -257,11 +359,7 @@ def test_an_interrupted_run_keeps_its_finished_epochs_and_resumes_bit_for_bit(
             run(learnable, str(tmp_path), small(), save_every_s=1e9, resume=True)
     assert f"no run at {tmp_path} yet: starting" in caplog.messages
     assert caplog.messages[-1] == "stopped: epoch 1 is saved"
-    run(learnable, str(tmp_path), small(), resume=True)
-    for name in ("best.pt", "last.pt"):
-        expected, found = load(f"{finished.url}/{name}"), load(f"{tmp_path}/{name}")
-        assert found.epoch == expected.epoch
-        assert all(torch.equal(found.model[k], expected.model[k]) for k in expected.model)
+    assert_same_end(run(learnable, str(tmp_path), small(), resume=True), finished)
 
 
 def test_a_folder_that_cannot_be_written_is_told_before_the_first_step(
@@ -279,7 +377,7 @@ def test_without_validation_the_last_epoch_is_kept(learnable: Cube) -> None:
     assert result.best_f1 is None
     assert result.threshold == 0.5
     assert [line.validation_f1 for line in result.history] == [None, None]
-    best, last = (load(f"{result.url}/{name}") for name in ("best.pt", "last.pt"))
+    best, last = load(result.url), newest(result.url)
     assert best.epoch == last.epoch == 2
     assert all(torch.equal(best.model[k], last.model[k]) for k in best.model)
 
@@ -298,7 +396,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_saves_the_rows(
     assert set(about["ids"]) <= set(train.ids.to_pylist())
     assert about["epoch"] == 1
     assert about["step"] > 1
-    assert not (tmp_path / "last.pt").exists()
+    assert step_keys(Storage(tmp_path)) == []
 
 
 def test_the_learning_rate_of_the_last_step_is_almost_zero(finished: Run) -> None:

@@ -5,6 +5,7 @@ Axes: B row of a batch, C band (or channel inside a network), Y and X pixel, F f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, Self
@@ -206,6 +207,13 @@ class ByteDropout(nn.Module):
     generator
         Source of randomness; torch's default of the input's device where None.
 
+    Attributes
+    ----------
+    part, n_rows
+        Where several processes share a batch of ``n_rows``: which rows of it the input is. The
+        draw is then that of the whole batch, so a patch loses the same elements however many
+        processes there are. None where the input is the batch.
+
     Raises
     ------
     InvalidInputError
@@ -218,6 +226,8 @@ class ByteDropout(nn.Module):
             raise InvalidInputError(f"dropout of {p}; expected a multiple of 1/256 in [0, 1)")
         self.p = p
         self.generator = generator
+        self.part: slice | None = None
+        self.n_rows = 0
 
     def extra_repr(self) -> str:
         """Show the probability where the module is printed."""
@@ -227,9 +237,15 @@ class ByteDropout(nn.Module):
         """Zero elements and scale the rest by 1 / (1 - p); the identity outside training."""
         if not self.training or not self.p:
             return x
-        draws = torch.empty(-(-x.numel() // 8), dtype=torch.int64, device=x.device)
+        part, n_rows = (slice(0, len(x)), len(x)) if self.part is None else (self.part, self.n_rows)
+        if torch.compiler.is_compiling():
+            # Drawn within the fused pass: no byte of it is ever written to memory.
+            keep = torch.rand((n_rows, *x.shape[1:]), device=x.device)[part] >= self.p
+            return x * keep * (1 / (1 - self.p))
+        per_row = math.prod(x.shape[1:])
+        draws = torch.empty(-(-n_rows * per_row // 8), dtype=torch.int64, device=x.device)
         draws.random_(-(2**63), None, generator=self.generator)  # all 64 bits; the default is 63
-        bytes_ = draws.view(torch.uint8)[: x.numel()]
+        bytes_ = draws.view(torch.uint8)[part.start * per_row : part.stop * per_row]
         if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
             b, c, y, x_ = x.shape  # a mask in the layout of the input: mixed layouts cost 5x
             bytes_ = bytes_.view(b, y, x_, c).permute(0, 3, 1, 2)
@@ -306,7 +322,7 @@ def measuring_batch_norm(network: nn.Module) -> Iterator[None]:
     drops nothing; each is the mean over the batches. The network is left in evaluation mode.
     """
     network.eval()
-    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
+    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
