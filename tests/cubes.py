@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from bigearth_cube.cube import Cube, open_cube
 from bigearth_cube.layout import CubeLayout, hierarchy
 from bigearth_cube.release import Release, runs_of
+from bigearth_cube.shards import encode_shard
 from bigearth_cube.storage import Storage
 from bigearth_cube.writer import CubeWriter
 
@@ -28,7 +29,9 @@ def row_number_cube(url: str, n_patches: int, *, shard_rows: int = 256) -> Cube:
     writer.put_documents(writer.documents)
     for shard in range(n_rows // shard_rows):
         rows = np.arange(shard * shard_rows, (shard + 1) * shard_rows)
-        writer.write_shard(GROUP, shard, pixels_of_rows(rows))
+        writer.put_shard(
+            GROUP, shard, encode_shard(writer.pixel_layout(GROUP), pixels_of_rows(rows))
+        )
     runs = runs_of(np.arange(n_patches))
     writer.publish([Release("r1", 0, n_rows, runs, (GROUP,), (), "rows", "", "rows")])
     return open_cube(url)

@@ -280,7 +280,7 @@ def test_verify_exits_with_1_and_names_the_damaged_object(
     code, out, _ = run(capsys, "verify", str(tmp_path / "cube"), "--json")
     assert code == 1
     assert json.loads(out)["damaged"] == [
-        {"key": "cube.zarr/label_19/c/0/0", "reason": "object is missing", "rows": []}
+        {"key": "cube.zarr/label_19/c/0/0", "reason": "object is missing", "rows": [0, 255]}
     ]
 
 

@@ -149,8 +149,10 @@ def _read_alike(
         offsets, counts, offset_code, count_code = form.strips
         first = _first_of(data[offsets], data[counts], offset_code, count_code, n_bytes)
     grid = _grid(data[form.scale], data[form.keys])
-    if first is None or grid is None or len(data) < max(first + n_bytes, form.tiepoint + 48):
+    if first is None or grid is None:
         return None
+    if len(data) < max(first + n_bytes, form.tiepoint + 48, form.scale.stop, form.keys.stop):
+        return None  # cut short: a slice would not say so
     scale, half, epsg = grid
     i, j, _, x, y, _ = _SIX.unpack_from(data, form.tiepoint)
     place = Georeference(epsg, x - (i + half) * scale, y + (j + half) * scale, scale)
