@@ -177,7 +177,7 @@ def transformed(dn_BCYX: Tensor, symmetry_B: Tensor) -> Tensor:
     Parameters
     ----------
     dn_BCYX
-        Square patches: uint16, or float32 for Sentinel-1.
+        Square patches as stored: uint16, or float32 for Sentinel-1.
     symmetry_B
         For each patch 0 to 7: quarter turns, plus 4 where it is mirrored first. The same for
         every group, so that resolutions stay aligned.

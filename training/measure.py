@@ -9,7 +9,6 @@ Axes: B row of a batch, C class.
 from __future__ import annotations
 
 import platform
-import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -38,6 +37,7 @@ from training.data import Pass, autocast, training_loader
 from training.feed import Feed, TensorBatch
 from training.losses import MultiLabelLoss
 from training.models import Network, build
+from training.results import commit
 from training.train import train_step
 
 V1_TRAIN: Final = 269_695
@@ -215,7 +215,7 @@ def measure(
     first = next(iter(feed.epoch(0)))
     flops_per_s, bytes_per_s = ceilings(device, config.precision)
     return Report(
-        commit=_commit(),
+        commit=(commit() or "unknown")[:9],
         hardware=_hardware(device),
         precision=_precision_name(config.precision, device),
         batch_size=config.batch_size,
@@ -415,18 +415,6 @@ def _doubled(network: nn.Module, images: Mapping[str, Tensor]) -> Tensor:
 def _precision_name(precision: Precision, device: torch.device) -> str:
     with autocast(precision, device):
         return str((torch.ones(1, 1, device=device) @ torch.ones(1, 1, device=device)).dtype)[6:]
-
-
-def _commit() -> str:
-    """Commit of the checkout that runs, with a mark where it was changed since."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=7", "--exclude=*"]
-    try:
-        done = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "not a checkout"
-    return done.stdout.strip()
 
 
 def _hardware(device: torch.device) -> str:

@@ -175,8 +175,6 @@ def fit(
 
     torch.manual_seed(config.seed)
     model = arranged(build(config.model, len(class_names), cube.archive).to(device), config)
-    if config.weights is not None and saved is None:
-        model.load_weights(config.weights)
     if config.frozen:
         model.freeze()
     if team.world_size > 1:
@@ -209,6 +207,8 @@ def fit(
             if config.class_balance
             else None,
         ).to(device)
+        if config.weights is not None and resumed_at is None:
+            model.load_weights(config.weights)
         if config.prior_bias:
             set_prior_bias(model, labels_NC)
         average = None if config.ema is None else _averaged(model, config.ema)
