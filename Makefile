@@ -5,6 +5,8 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 VENV := .venv
 BIN := $(VENV)/bin
 PEERS := .venv-peers
+CHECKOV := .venv-checkov
+SCHEMA := terraform/schema/node_modules/.package-lock.json
 READY := $(VENV)/.ready
 
 # Large arrays come from the heap instead of fresh pages: a training step on CPU is 25-35 % shorter.
@@ -14,7 +16,7 @@ export MALLOC_TRIM_THRESHOLD_ := 536870912
 export MALLOC_TOP_PAD_ := 16777216
 export MALLOC_ARENA_MAX := 2
 
-.PHONY: help setup demo test test-slow chaos check fmt bench clean bench-peers web serve
+.PHONY: help setup demo test test-slow chaos check check-terraform fmt bench clean bench-peers web serve
 .DEFAULT_GOAL := help
 
 help: ## what can be made
@@ -53,6 +55,32 @@ check: $(READY) ## lint, format, types, layers
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
 
+# Modules of naming, policies and sizes need no provider, so Terraform runs them without one.
+check-terraform: $(READY) $(CHECKOV)/.ready $(SCHEMA) ## format, tests, arguments and policies of terraform/ (needs terraform and npm)
+	@command -v terraform >/dev/null || { echo "check-terraform: terraform is not here; install 1.9 or newer" >&2; exit 1; }
+	@terraform fmt -check -recursive -diff terraform
+	@for module in naming policies sizing; do \
+		run="terraform -chdir=terraform/modules/$$module"; \
+		{ $$run init -backend=false -input=false -no-color && $$run validate -no-color && \
+			$$run test -no-color; } >.terraform.log 2>&1 || { cat .terraform.log >&2; exit 1; }; \
+		echo "$$module: $$(tail -1 .terraform.log)"; done; rm -f .terraform.log
+	@$(BIN)/python -m pytest -q tests/test_terraform.py
+	@$(CHECKOV)/bin/checkov --directory terraform --framework terraform dockerfile --skip-path node_modules \
+		--skip-download --quiet --compact
+
+$(SCHEMA): terraform/schema/package-lock.json
+	@command -v npm >/dev/null || { echo "check-terraform: npm is not here; install Node.js 20 or newer" >&2; exit 1; }
+	@npm ci --loglevel=error --no-audit --no-fund --prefix terraform/schema
+	@touch $@
+
+$(CHECKOV)/.ready: terraform/checks/requirements.txt
+	@echo "check-terraform: installing checkov and hadolint into $(CHECKOV) (once, minutes)"
+	@rm -rf $(CHECKOV) && $(PYTHON) -m venv $(CHECKOV) && \
+	$(CHECKOV)/bin/python -m pip install --quiet --disable-pip-version-check --retries 2 --timeout 20 \
+		-r $< >$(CHECKOV)/setup.log 2>&1 || \
+		{ echo "check-terraform: cannot install checkov and hadolint; check the network (log: $(CHECKOV)/setup.log)" >&2; exit 1; }
+	@touch $@
+
 fmt: $(READY) ## format the code
 	@$(BIN)/ruff check --fix-only .
 	@$(BIN)/ruff format .
@@ -85,6 +113,6 @@ serve: $(READY) ## serve cubes: make serve CUBE="s3://bucket/bigearthnet-v2"
 	@$(BIN)/bec serve $(CUBE)
 
 clean: ## remove what was made, .venv too
-	@rm -rf $(VENV) $(PEERS) demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) $(PEERS) $(CHECKOV) demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 	@rm -rf $(VENV) demo $(WEB)/dist $(WEB)/node_modules .pytest_cache .mypy_cache .ruff_cache .hypothesis
