@@ -332,6 +332,86 @@ def plan(
         click.echo(f"{name:<9}{value}")
 
 
+@cli.command("plan-training")
+@click.argument("cube")
+@click.option("--split", help="train, validation or test.  [default: every patch]")
+@click.option("--selection", metavar="FILE", help="Rows to read, instead of --split.")
+@click.option(
+    "--epochs", type=click.IntRange(min=1), default=1, show_default=True, help="How many."
+)
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), default=256, show_default=True, help="Its rows."
+)
+@click.option(
+    "--group", "groups", multiple=True, help="Pixel group; may be repeated.  [default: Sentinel-2]"
+)
+@click.option(
+    "--shuffle",
+    type=click.Choice(["pool", "exact", "none"]),
+    default="pool",
+    show_default=True,
+    help="How rows are mixed: exact reads a chunk again for nearly every row.",
+)
+@click.option("--bucket-region", default="us-east-1", show_default=True, help="Of the bucket.")
+@click.option(
+    "--region", help="Of the compute, or 'outside' the cloud.  [default: that of the bucket]"
+)
+@json_option
+def plan_training(
+    cube: str,
+    split: str | None,
+    selection: str | None,
+    epochs: int,
+    batch_size: int,
+    groups: tuple[str, ...],
+    shuffle: str,
+    bucket_region: str,
+    region: str | None,
+    as_json: bool,
+) -> None:
+    """Say what reading for a training would ask of storage, and what that would cost.
+
+    Read are the index of some shards and the items; no pixels. The machines are not reckoned.
+
+    \b
+    Example:
+      bec plan-training s3://bucket/bigearthnet-v2 --split train --epochs 100
+    """
+    cost = _extra("bigearth_cube.loader.cost")
+    opened = _open(cube, None)
+    rows = None
+    if selection is not None:
+        rows = _extra("bigearth_cube.search").Selection.load(selection)
+    elif split is not None:
+        rows = opened.search(split=split)
+    found = cost.plan_training(
+        opened,
+        rows,
+        batch_size=batch_size,
+        epochs=epochs,
+        groups=groups or cost.S2,
+        shuffle=shuffle,
+        region=region,
+        bucket_region=bucket_region,
+    )
+    if found.warning:
+        click.echo(f"bec: {found.warning}", err=True)
+    if as_json:
+        more = {"dollars": found.dollars, "dollars_an_epoch": found.dollars_an_epoch}
+        click.echo(json.dumps({**asdict(found), **more}, indent=1))
+        return
+    epoch, total = found.first, found.total
+    for name, value in (
+        ("patches", f"{found.patches:,} in {found.batches:,} batches of up to {batch_size:,}"),
+        ("epoch", f"{epoch.requests:,} GETs, {epoch.bytes / 1e9:,.3f} GB"),
+        ("in all", f"{total.requests:,} GETs, {total.bytes / 1e9:,.3f} GB in {epochs:,} epochs"),
+        ("requests", f"${found.dollars_of_requests:,.4f} ({found.prices})"),
+        ("transfer", f"${found.dollars_of_transfer:,.4f}, {found.bucket_region} to {found.region}"),
+        ("dollars", f"${found.dollars:,.4f}, ${found.dollars_an_epoch:,.4f} an epoch"),
+    ):
+        click.echo(f"{name:<9}{value}")
+
+
 @cli.command()
 @click.argument("cube")
 @click.option("--release", help="An older release.")

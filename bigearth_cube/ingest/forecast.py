@@ -24,13 +24,11 @@ from bigearth_cube.ingest.plan import Plan, make_plan
 from bigearth_cube.ingest.shard import VIEWS
 from bigearth_cube.ingest.survey import opened, take_survey
 from bigearth_cube.nomenclature import GROUPS
+from bigearth_cube.prices import prices_of
 from bigearth_cube.shards import Profile, encode_chunk
 from bigearth_cube.storage import Storage, StorageOptions
 from bigearth_cube.writer import ROOT, ZARR
 
-PRICES: Final = "AWS S3 Standard, us-east-1, list prices of 2025"
-DOLLARS_PER_GB_MONTH: Final = 0.023
-DOLLARS_PER_1000_PUTS: Final = 0.005
 _N_SAMPLED: Final = 64
 _COLUMN_BYTES: Final = 60
 """Of all per-patch columns and items of a row, compressed; measured on the official lists."""
@@ -75,7 +73,7 @@ class Forecast:
     workers: int
     dollars_a_month: float
     dollars_of_requests: float
-    prices: str = PRICES
+    prices: str
 
 
 def forecast(
@@ -114,8 +112,11 @@ def forecast(
     records = list(source.records())
     survey = take_survey(storage, source, records, None)
     workers = workers or os.cpu_count() or 1
+    prices = prices_of()
     if not (survey.new or survey.late.groups or survey.facts):
-        return Forecast(None, 0, dict.fromkeys(KINDS, 0), 0, 0, 0, 0.0, workers, 0.0, 0.0)
+        return Forecast(
+            None, 0, dict.fromkeys(KINDS, 0), 0, 0, 0, 0.0, workers, 0.0, 0.0, prices.label
+        )
     plan = make_plan(
         storage,
         source.archive,
@@ -150,8 +151,9 @@ def forecast(
         write_bytes=round(write_bytes),
         seconds=seconds,
         workers=workers,
-        dollars_a_month=write_bytes / 1e9 * DOLLARS_PER_GB_MONTH,
-        dollars_of_requests=objects / 1000 * DOLLARS_PER_1000_PUTS,
+        dollars_a_month=write_bytes / 1e9 * prices.gb_month,
+        dollars_of_requests=objects / 1000 * prices.puts_1000,
+        prices=prices.label,
     )
 
 
