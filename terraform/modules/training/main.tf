@@ -1,5 +1,5 @@
 # A queue of GPU jobs on spot machines. A job that loses its machine is started again with --resume and
-# goes on with the batch after the last one saved.
+# goes on after the last epoch saved.
 
 terraform {
   required_version = ">= 1.9"
