@@ -16,6 +16,9 @@ export MALLOC_TRIM_THRESHOLD_ := 536870912
 export MALLOC_TOP_PAD_ := 16777216
 export MALLOC_ARENA_MAX := 2
 
+# Files of tests run side by side; each process has servers and clusters of its own, 1 GB of memory.
+TEST_PROCESSES ?= 2
+
 .PHONY: help setup demo test test-slow chaos check check-terraform fmt bench clean bench-peers web serve
 .DEFAULT_GOAL := help
 
@@ -41,7 +44,7 @@ demo: $(READY) ## the whole story on a small archive, results in demo/
 	@$(BIN)/python -m training demo $(if $(BEC_S3),--s3 $(BEC_S3)) --out demo
 
 test: $(READY) ## all tests but the slow ones
-	@$(BIN)/python -m pytest -q -m "not slow"
+	@$(BIN)/python -m pytest -q -m "not slow" -n $(TEST_PROCESSES) --dist loadfile
 
 test-slow: $(READY) ## the slow ones
 	@$(BIN)/python -m pytest -q -m slow
@@ -113,6 +116,4 @@ serve: $(READY) ## serve cubes: make serve CUBE="s3://bucket/bigearthnet-v2"
 	@$(BIN)/bec serve $(CUBE)
 
 clean: ## remove what was made, .venv too
-	@rm -rf $(VENV) $(PEERS) $(CHECKOV) demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
-
-	@rm -rf $(VENV) demo $(WEB)/dist $(WEB)/node_modules .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) $(PEERS) $(CHECKOV) $(WEB)/dist $(WEB)/node_modules demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
