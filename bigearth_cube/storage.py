@@ -57,7 +57,9 @@ _RETRY: RetryConfig = {
 }
 _BUSY = (408, 429)
 _ENDPOINT = re.compile(r"https?://[\w.:\[\]-]+(/[\w./~-]*)?", re.ASCII)
-_CREDENTIALS_LIVE = timedelta(minutes=15)
+# obstore asks again when five minutes are left, so once a minute. That costs nothing until botocore
+# has to renew them; keys of a role may have no more than those five minutes when new ones appear.
+_CREDENTIALS_LIVE = timedelta(minutes=6)
 
 
 def _ignore() -> None:
@@ -544,7 +546,7 @@ def normalized_url(url: str | Path) -> str:
     Raises
     ------
     InvalidInputError
-        If the URL names no bucket or is empty.
+        If the URL names no bucket, is empty, or holds credentials: it stands in logs and items.
 
     Examples
     --------
@@ -560,6 +562,11 @@ def normalized_url(url: str | Path) -> str:
         if text.startswith("s3://") and not text.removeprefix("s3://").strip("/"):
             raise InvalidInputError(f"{text!r} names no bucket; expected s3://bucket/prefix")
         scheme, rest = text.split("://", 1)
+        if "@" in rest.split("/", 1)[0]:
+            raise InvalidInputError(
+                f"a URL of {scheme}:// holds credentials; pass them as storage_options, or by the "
+                f"environment: URLs stand in logs and items"
+            )
         return f"{scheme}://{rest.rstrip('/')}"
     return str(Path(text).expanduser().absolute())
 
@@ -644,7 +651,8 @@ def _checked_endpoint(endpoint: str) -> str:
     except ValueError:  # no number, or above 65535
         is_url = False
     if not is_url:
-        raise InvalidInputError(f"endpoint_url {endpoint!r} is no URL; expected http://host:port")
+        shown = re.sub(r"//[^/]*@", "//", endpoint)
+        raise InvalidInputError(f"endpoint_url {shown!r} is no URL; expected http://host:port")
     return endpoint
 
 
