@@ -67,7 +67,7 @@ check-terraform: $(READY) $(CHECKOV)/.ready $(SCHEMA) ## format, tests, argument
 		{ $$run init -backend=false -input=false -no-color && $$run validate -no-color && \
 			$$run test -no-color; } >.terraform.log 2>&1 || { cat .terraform.log >&2; exit 1; }; \
 		echo "$$module: $$(tail -1 .terraform.log)"; done; rm -f .terraform.log
-	@$(BIN)/python -m pytest -q tests/test_terraform.py
+	@$(BIN)/python -m pytest -q -m "not slow" tests/test_terraform.py tests/test_images.py
 	@$(CHECKOV)/bin/checkov --directory terraform --framework terraform dockerfile --skip-path node_modules \
 		--skip-download --quiet --compact
 
