@@ -43,7 +43,16 @@ def shown(cube_url: str, tmp_path_factory: pytest.TempPathFactory) -> Cube:
     vectors = np.full((cube.n_rows, 8), np.nan, np.float32)
     vectors[cube.rows] = np.random.default_rng(0).random((len(cube.rows), 8))
     cube.write_embeddings(MODEL, vectors)
+    scores = np.full((cube.n_rows, 19), np.nan, np.float32)
+    scores[cube.rows] = 0.25 + 0.5 * cube.labels("label_19")
+    scores[labeled(cube)[0]] = 0.25  # a patch of which the model knows nothing
+    cube.write_predictions(MODEL, scores, "label_19")
     return open_cube(url)
+
+
+def labeled(cube: Cube) -> np.ndarray:
+    """Rows of patches that have classes."""
+    return cube.rows[cube.labels("label_19").any(axis=1)]
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +167,7 @@ def test_a_patch_shows_its_bands_a_spectrum_and_its_look_alikes(page: Any, addre
     page.get_by_role("button", name="False color").click()
     assert page.get_attribute(".picture img", "src") != true_color
     page.get_by_role("button", name="Other bands").click()
-    page.get_by_label("red").select_option("B11")
+    page.get_by_role("combobox", name="red").select_option("B11")
     assert "bands=B11%2CB8A%2CB04" in page.get_attribute(".picture img", "src")
     page.locator(".picture").press("ArrowRight")
     page.get_by_role("heading", name="Pixel 61, 60").wait_for()
@@ -174,6 +183,22 @@ def test_a_patch_shows_its_bands_a_spectrum_and_its_look_alikes(page: Any, addre
     page.wait_for_function(
         "t => document.querySelector('#patch-title').textContent !== t", arg=title
     )
+
+
+@built
+def test_what_a_model_says_stands_beside_the_labels_and_where_they_part_is_marked(
+    page: Any, address: str, shown: Cube
+) -> None:
+    unlike, alike = labeled(shown)[:2]
+    n_marked = {}
+    for row in (unlike, alike):
+        (place,) = np.flatnonzero(shown.items["bec:row"].to_numpy() == row)
+        page.goto(f"{address}?patch={shown.items['id'][int(place)].as_py()}")
+        page.wait_for_selector(".scores tbody tr")
+        n_classes = int(shown.labels("label_19", np.array([row])).sum())
+        assert page.locator(".scores tbody tr").count() == n_classes
+        n_marked[row] = page.locator(".scores .apart").count() / n_classes
+    assert n_marked == {unlike: 1, alike: 0}
 
 
 @built

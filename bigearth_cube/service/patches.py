@@ -14,6 +14,7 @@ from bigearth_cube.search import Selection
 from bigearth_cube.service import requests
 from bigearth_cube.service.alike import LookAlikes, pixels_of
 from bigearth_cube.service.pictures import KINDS, Pictures
+from bigearth_cube.service.predictions import Predictions
 from bigearth_cube.service.render import THUMBNAIL
 from bigearth_cube.service.shelf import Served, Shelf
 from bigearth_cube.service.stac_api import CoreClient, JsonResponse
@@ -41,6 +42,7 @@ def router_of(shelf: Shelf, client: CoreClient) -> APIRouter:
     router = APIRouter(tags=["Patches"])
     alike = {name: LookAlikes(served) for name, served in shelf.served.items()}
     pictures = {name: Pictures(served) for name, served in shelf.served.items()}
+    said = {name: Predictions(served) for name, served in shelf.served.items()}
 
     @router.get(
         f"{_ITEM}/{THUMBNAIL}",
@@ -108,6 +110,12 @@ def router_of(shelf: Shelf, client: CoreClient) -> APIRouter:
         same = {"op": "=", "args": [{"property": "bec:place"}, place]}
         given = {"filter": same, "sortby": "datetime", "limit": _MOST_DATES}
         return client.answer(request, given, [collection_id])
+
+    @router.get(f"{_ITEM}/predictions")
+    def predictions(collection_id: str, item_id: str) -> Response:
+        """List what each model says of a patch: class to score, highest first."""
+        place = shelf[collection_id].place_of(item_id)
+        return JsonResponse({"id": item_id, "models": said[collection_id].of_patch(place)})
 
     @router.get("/collections/{collection_id}/models")
     def models(collection_id: str) -> Response:

@@ -175,6 +175,16 @@ export async function models(collection: string, signal?: AbortSignal): Promise<
   return found.models.map((m) => m.name);
 }
 
+export interface Prediction {
+  model: string;
+  threshold: number | null;
+  scores: Counts;
+}
+
+export async function predictions(collection: string, id: string, signal?: AbortSignal): Promise<Prediction[]> {
+  return (await get<{ models: Prediction[] }>(urlOf(ofItem(collection, id, "/predictions")), signal)).models;
+}
+
 /** Classes of the reference map of a patch and how many of its pixels each has, most first. */
 export async function legend(collection: string, id: string, signal?: AbortSignal): Promise<[number, number][]> {
   const group = "reference/r10m";

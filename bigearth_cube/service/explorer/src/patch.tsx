@@ -74,6 +74,7 @@ function Patch({ item, state, change }: { item: api.Item; state: State; change: 
       </div>
       <div>
         <Facts item={item} />
+        <Predictions item={item} collection={collection} />
         <Dates item={item} state={state} change={change} />
         {pixels && state.picture === "map" && <Legend collection={collection} id={item.id} />}
       </div>
@@ -265,6 +266,45 @@ function Facts({ item }: { item: api.Item }) {
           ))}
       </dl>
     </section>
+  );
+}
+
+/** What models say beside what the labels say; a class that either has is shown. */
+function Predictions({ item, collection }: { item: api.Item; collection: string }) {
+  const found = useLoaded(item.id, (signal) => api.predictions(collection, item.id, signal));
+  const known = new Set([...(item.properties["bec:labels"] ?? []), ...(item.properties["bec:labels_43"] ?? [])]);
+  return (
+    <>
+      {found.value?.map(({ model, threshold, scores }) => {
+        const limit = threshold ?? 0.5;
+        const shown = Object.entries(scores).filter(([name, score]) => score >= limit || known.has(name));
+        return (
+          <section key={model} aria-label={`Predictions of ${model}`}>
+            <h3>
+              {model} <small>says so from {limit} on</small>
+            </h3>
+            <table class="scores">
+              <thead>
+                <tr>
+                  <th scope="col">Class</th>
+                  <th scope="col">Score</th>
+                  <th scope="col">Labels say</th>
+                </tr>
+              </thead>
+              <tbody>
+                {shown.map(([name, score]) => (
+                  <tr key={name} class={score >= limit === known.has(name) ? "" : "apart"}>
+                    <th scope="row">{name}</th>
+                    <td>{score.toFixed(2)}</td>
+                    <td>{known.has(name) ? "yes" : "no"}</td>
+                  </tr>
+                ))}
+              </tbody>
+            </table>
+          </section>
+        );
+      })}
+    </>
   );
 }
 
