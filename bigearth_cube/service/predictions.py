@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Final
 
 import numpy as np
@@ -52,7 +53,7 @@ class Predictions:
         cube, row = self._served.cube, int(self._served.index.rows[place])
         found = []
         for model in cube.predicted:
-            scores_NC = self._scores.get(model, lambda model=model: cube.predictions(model))
+            scores_NC = self._scores.get(model, functools.partial(cube.predictions, model))
             scores_C: NDArray[np.float32] = scores_NC[row]
             if np.isnan(scores_C).any():
                 continue
