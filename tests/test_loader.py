@@ -453,3 +453,14 @@ def test_peak_memory_of_ten_times_the_rows_is_within_a_tenth(tmp_path: Path) -> 
         )
         peaks.append(int(done.stdout))
     assert peaks[1] <= 1.1 * peaks[0], peaks
+
+
+def test_a_closed_loader_refuses_to_go_on_instead_of_waiting_for_ever(cube: Cube) -> None:
+    loader = BatchLoader(cube, batch_size=64, groups=("s2/r60m",))
+    batches = loader.epoch(0)
+    next(batches)
+    loader.close()
+    with pytest.raises(InvalidInputError, match="the loader is closed"):
+        next(batches)
+    with pytest.raises(InvalidInputError, match="the loader is closed"):
+        next(loader.epoch(1))

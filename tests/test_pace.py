@@ -71,6 +71,8 @@ def test_slow_answers_leave_a_few_in_flight_and_refusals_one(
         now += 1
         pace.held_back()
     assert pace.limit == 1
+    play(pace, 60, lambda n: 1.0)  # slow answers after refusals are no reason to ask for more
+    assert pace.limit == 1
 
 
 def test_answers_are_compared_with_those_of_their_size() -> None:

@@ -26,6 +26,7 @@ from training.models import Network, build
 BEST: Final = "best.pt"
 _STEP: Final = re.compile(r"step-(\d{8})\.pt")
 _FORMAT: Final = "bigearth_cube checkpoint 2"
+_MAGIC: Final = b"PK"  # a checkpoint is a zip file, as torch writes it
 _COMMENT: Final = b"sha256:"
 _TRAILER_BYTES: Final = len(_COMMENT) + 64
 
@@ -134,7 +135,7 @@ class Checkpoint:
         CubeIntegrityError
             If its bytes are not those that were written.
         """
-        if not data.startswith(b"PK"):
+        if not data.startswith(_MAGIC):
             raise InvalidInputError(f"{name} is no checkpoint; expected a file that 'fit' wrote")
         body, trailer = memoryview(data)[:-_TRAILER_BYTES], data[-_TRAILER_BYTES:]
         if trailer != _COMMENT + hashlib.sha256(body).hexdigest().encode():
@@ -203,7 +204,7 @@ def newest_whole(storage: Storage) -> tuple[str, Checkpoint] | None:
     damage: CubeIntegrityError | None = None
     for key in step_keys(storage):
         try:
-            found = Checkpoint.from_bytes(storage.read(key), f"{storage.url}/{key}")
+            found = _of_a_run(storage.read(key), f"{storage.url}/{key}")
         except CubeIntegrityError as error:
             logger.warning("%s; looking for the one before", error)
             damage = damage or error
@@ -212,6 +213,12 @@ def newest_whole(storage: Storage) -> tuple[str, Checkpoint] | None:
     if damage is not None:
         raise damage
     return None
+
+
+def _of_a_run(data: bytes, name: str) -> Checkpoint:
+    if not data.startswith(_MAGIC):  # under a run's own names there is nothing but checkpoints
+        raise CubeIntegrityError(name, "the checkpoint is damaged: it has another beginning")
+    return Checkpoint.from_bytes(data, name)
 
 
 def load(url: str, storage_options: StorageOptions | None = None) -> Checkpoint:

@@ -150,10 +150,20 @@ def synchronized(network: nn.Module, device: torch.device) -> None:
 
     Parameters, their names and the shapes of the state stay the same. torch's own layer is for
     GPUs alone.
+
+    Raises
+    ------
+    InvalidInputError
+        If a norm does more than torch's own, as one with an activation, which would be lost.
     """
     for name, child in network.named_children():
         if not isinstance(child, nn.modules.batchnorm._BatchNorm):
             synchronized(child, device)
+        elif type(child) not in (nn.BatchNorm1d, nn.BatchNorm2d):
+            raise InvalidInputError(
+                f"layer {name!r} is a {type(child).__name__}, which several processes cannot "
+                f"synchronize; expected BatchNorm1d or BatchNorm2d: train in one process"
+            )
         elif device.type == "cuda":
             convert: Callable[..., nn.Module] = nn.SyncBatchNorm.convert_sync_batchnorm
             setattr(network, name, convert(child))

@@ -247,7 +247,8 @@ class _Store:
         self.device = device
         self.filled_N = np.zeros(n_rows, bool)
         self._rows = {
-            name: torch.empty((n_rows, *t.shape[1:]), dtype=t.dtype, device=device)
+            # Zeroed, so that its pages are taken now: what was promised must not look free to others.
+            name: torch.empty((n_rows, *t.shape[1:]), dtype=t.dtype, device=device).zero_()
             for name, t in like.items()
         }
         self._taken: dict[str, Tensor] = {}

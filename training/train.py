@@ -264,7 +264,9 @@ def fit(
                 unread = _Unread(loss, batch.rows.copy(), batch.n_rows, epoch, step)
                 if progress and bar is not None:
                     progress.advance(bar, batch.n_rows)
-                if keeper.is_due(save_every_s) and step != steps[-1]:
+                # The leader alone saves here: it must not wait for the others, as it would to tell
+                # them of a loss that is not finite. That is found by all of them a step later.
+                if keeper.is_due(save_every_s) and step != steps[-1] and unread.is_finite():
                     sums["loss"] += unread.read(folder, cube, team)
                     unread = None
                     so_far = {
@@ -285,6 +287,7 @@ def fit(
                 sums["loss"] += unread.read(folder, cube, team)
             train_s = sums["seconds"] + time.monotonic() - began
             wait_s = sums["wait_s"] + feed.wait_s - waited
+            counters = loader.counters  # of the steps, not of measuring after them
             if config.batch_norm_patches:
                 _measure_batch_norm(validated, feed, epoch, config, device)
 
@@ -326,7 +329,7 @@ def fit(
                 seconds=sums["seconds"] + time.monotonic() - began,
                 validation_ap_macro=ap,
             )
-            line = _with_loading(line, spent, loader.counters, wait_s, device, team)
+            line = _with_loading(line, spent, counters, wait_s, device, team)
             history.append(line)
             state = replace(state, epoch=epoch + 1, step=steps.stop)
             if team.leads:
@@ -394,6 +397,10 @@ class _Unread:
     n_rows: int
     epoch: int
     step: int
+
+    def is_finite(self) -> bool:
+        """Whether it is a number to go on from."""
+        return math.isfinite(self.loss.item())
 
     def read(self, folder: Storage, cube: Cube, team: Team) -> float:
         """Return the sum over the rows; save which patches they are if it is not finite."""

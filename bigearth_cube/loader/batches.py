@@ -215,6 +215,7 @@ class BatchLoader:
         self._position = (0, 0)
         self._resume_at: tuple[int, int] | None = None
         self._running: EpochRun | None = None
+        self._closed = False
 
     def __enter__(self) -> Self:
         return self
@@ -279,7 +280,8 @@ class BatchLoader:
         Raises
         ------
         InvalidInputError
-            If another epoch of this loader has begun since: both would write to one arena; if
+            If another epoch of this loader has begun since: both would write to one arena; if it is
+            closed; if
             this process was forked after the loader was made; or if first or step is out of range.
         CubeIntegrityError
             If stored bytes are damaged or missing.
@@ -287,6 +289,7 @@ class BatchLoader:
             If storage refuses or cannot be reached.
         """
         refuse_fork(self._pid, "the loader was made")
+        self._refuse_closed()
         if first < 0 or step < 1:
             raise InvalidInputError(f"first {first}, step {step}; expected at least 0 and 1")
         resume_at, self._resume_at = self._resume_at, None
@@ -302,6 +305,7 @@ class BatchLoader:
         entered = time.perf_counter()
         try:
             while True:
+                self._refuse_closed()
                 if self._running is not run:
                     raise InvalidInputError(
                         f"another epoch of this loader has begun, so epoch {epoch} cannot go on; "
@@ -356,10 +360,15 @@ class BatchLoader:
 
     def close(self) -> None:
         """Stop the threads; a closed loader delivers no more."""
+        self._closed = True
         if self._running is not None:
             self._running.stop()
         self._engine.close()
         self._arena.forget()
+
+    def _refuse_closed(self) -> None:
+        if self._closed:
+            raise InvalidInputError("the loader is closed; make another one")
 
     def _labels_of(self, rows: NDArray[np.int64]) -> NDArray[np.uint8] | None:
         if self._labels is None:

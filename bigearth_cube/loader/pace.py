@@ -79,7 +79,7 @@ class Pace:
             self._quickest = {size: s * _FADING for size, s in self._quickest.items()}
             if slowness > _CROWDED:
                 self._doubling = False
-                self.limit = max(self._floor, self.limit * 0.8)
+                self.limit = max(min(self._floor, self.limit), self.limit * 0.8)
             elif slowness < _AT_EASE and was_full:
                 grown = self.limit * 2 if self._doubling else self.limit + 1
                 self.limit = min(self.ceiling, grown)

@@ -12,7 +12,7 @@ import torch
 from bigearth_cube.errors import CubeIntegrityError, InvalidInputError, NotFoundError
 from bigearth_cube.nomenclature import NAMES_19
 from bigearth_cube.storage import Storage
-from training.checkpoint import BEST, Checkpoint, load, save, step_key
+from training.checkpoint import BEST, Checkpoint, load, newest_whole, save, step_key
 from training.models import build
 from training.recipes import recipe
 
@@ -113,3 +113,15 @@ def test_a_checkpoint_that_is_not_there_is_said_so(tmp_path: Path) -> None:
     for url in (str(tmp_path), str(tmp_path / "none"), "memory://nothing/best.pt"):
         with pytest.raises(NotFoundError, match="no checkpoint at"):
             load(url)
+
+
+@pytest.mark.parametrize("damaged", [b"", b"QK\x03\x04", b"PK\x03\x04"])
+def test_a_newest_checkpoint_with_any_damage_gives_way_to_the_one_before(
+    small: Checkpoint, damaged: bytes, tmp_path: Path
+) -> None:
+    run = Storage(tmp_path)
+    save(small, run, step_key(3))
+    run.write(step_key(4), damaged)
+    found = newest_whole(run)
+    assert found is not None
+    assert found[0] == step_key(3)

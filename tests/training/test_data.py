@@ -8,6 +8,7 @@ import torch
 
 from bigearth_cube.cube import Cube
 from bigearth_cube.errors import InvalidInputError
+from bigearth_cube.loader.batches import S2
 from bigearth_cube.nomenclature import GROUPS
 from bigearth_cube.search import Selection
 from training.data import (
@@ -20,7 +21,6 @@ from training.data import (
     transformed,
 )
 from training.models import build
-from training.models.tb_cnn import TBCNN
 from training.recipes import recipe
 
 CPU = torch.device("cpu")
@@ -56,7 +56,7 @@ def test_a_last_batch_of_one_row_joins_the_batch_before(
 def test_a_patch_is_turned_alike_in_every_group(learnable: Cube) -> None:
     config = recipe("tb-cnn-small", "label_19", batch_size=16)
     train = learnable.search(split="train")
-    with training_loader(learnable, train, config, TBCNN.groups, "threads") as loader:
+    with training_loader(learnable, train, config, S2, "threads") as loader:
         plain = {
             int(row): {g: x[i].clone() for g, x in batch.images.items()}
             for batch in tensor_batches(loader, 0, CPU)
@@ -87,15 +87,15 @@ def test_a_patch_is_turned_alike_in_every_group(learnable: Cube) -> None:
 def test_a_selection_that_batch_norm_cannot_train_on_is_refused(learnable: Cube) -> None:
     small = recipe("tb-cnn-small", "label_19")
     with pytest.raises(InvalidInputError, match="selection of one row"):
-        training_loader(learnable, first(learnable, 1), small, TBCNN.groups, "threads")
+        training_loader(learnable, first(learnable, 1), small, S2, "threads")
     with pytest.raises(InvalidInputError, match="empty"):
-        training_loader(learnable, first(learnable, 0), small, TBCNN.groups, "threads")
+        training_loader(learnable, first(learnable, 0), small, S2, "threads")
     with pytest.raises(InvalidInputError, match="batch size 1;"):
         training_loader(
             learnable,
             first(learnable, 4),
             recipe("tb-cnn-small", "label_19", batch_size=1),
-            TBCNN.groups,
+            S2,
             "threads",
         )
 
@@ -179,8 +179,7 @@ def test_what_a_gpu_compiles_is_one_graph_and_scores_as_written() -> None:
     torch.manual_seed(0)
     score = Pass(build("tb-cnn", 19, "v2"))
     images = {
-        path: torch.randint(0, 9000, (4, *GROUPS[path].patch_shape)).to(torch.uint16)
-        for path in TBCNN.groups
+        path: torch.randint(0, 9000, (4, *GROUPS[path].patch_shape)).to(torch.uint16) for path in S2
     }
     symmetry_B = torch.tensor([0, 3, 5, 6])
     compiled = torch.compile(score._score, backend="aot_eager", fullgraph=True, dynamic=False)

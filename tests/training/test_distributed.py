@@ -16,7 +16,7 @@ from bigearth_cube.errors import InvalidInputError
 from bigearth_cube.storage import Storage
 from training import train as training_loop
 from training.checkpoint import newest_whole
-from training.distributed import ALONE, joined
+from training.distributed import ALONE, joined, synchronized
 from training.history import EpochLine, read_history
 from training.recipes import recipe
 from training.train import fit
@@ -140,3 +140,13 @@ def test_without_torchrun_a_process_is_alone() -> None:
         joined({"WORLD_SIZE": "3"}),
     ):
         pass
+
+
+def test_a_norm_that_does_more_than_torchs_own_is_refused_by_its_name() -> None:
+    class NormAndActivation(torch.nn.BatchNorm2d):
+        def forward(self, x_BCYX: torch.Tensor) -> torch.Tensor:
+            return super().forward(x_BCYX).relu()
+
+    network = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1), NormAndActivation(2))
+    with pytest.raises(InvalidInputError, match="layer '1' is a NormAndActivation"):
+        synchronized(network, torch.device("cpu"))

@@ -13,6 +13,7 @@ import importlib
 import io
 import pickle
 import sys
+import zipfile
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -246,7 +247,7 @@ def _downloaded(architecture: str) -> str:
     try:
         with contextlib.redirect_stdout(sys.stderr):  # it prints, and results go to stdout
             return str(get_model_file(architecture, str(cached_weights(architecture).parent)))
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, zipfile.BadZipFile) as error:
         raise StorageError(
             f"the ImageNet weights of {architecture} cannot be downloaded "
             f"({type(error).__name__}); put them at {cached_weights(architecture)}"
