@@ -152,7 +152,7 @@ def plan_training(
     for epoch in range(min(epochs, 2)):
         order = epoch_order(patches.rows, spec, epoch)
         blocks = reading_of(order, spec.chunk_rows, window_rows=spec.window_rows).blocks
-        counted.append(_traffic(reader, blocks, sizes, known))
+        counted.append(traffic(reader, blocks, sizes, known))
     first, later = counted[0], counted[-1]
     total = Traffic(
         first.requests + (epochs - 1) * later.requests, first.bytes + (epochs - 1) * later.bytes
@@ -183,7 +183,7 @@ def plan_training(
     )
 
 
-def _traffic(
+def traffic(
     reader: BlockReader,
     blocks: Iterable[Block],
     sizes: dict[str, NDArray[np.float64]],
