@@ -162,7 +162,7 @@ The pace of a GPU, {GPU_PATCHES_PER_S:,} patches/s, is an assumption: hours and 
 {chr(10).join(epochs)}
 
 Each epoch reads everything again: 100 epochs in another region cost more than copying the cube there, once for
-${v2.stored_gb * prices.gb_to_region:,.2f}. Spot machines cost about a third; a job that loses its machine goes on after the last epoch.
+${v2.stored_gb * prices.gb_to_region:,.2f}. Spot machines cost about a third; a job that loses its machine goes on after the last step saved.
 
 ## Serving a month
 

@@ -1,5 +1,5 @@
 # A queue of GPU jobs on spot machines. A job that loses its machine is started again with --resume and
-# goes on after the last epoch saved.
+# goes on after the last step saved.
 
 terraform {
   required_version = ">= 1.9"
