@@ -248,7 +248,8 @@ def _print_report(report: Any) -> None:
     for kind, account in report.accounts.items():
         if account.found:
             table.add_row(kind, *(f"{getattr(account, name):,}" for name in ARCHIVE_FIELDS))
-    _print(table)
+    if table.row_count:
+        _print(table)
     state = f"release {report.release}" if report.release else "nothing new"
     click.echo(f"{report.cube_url}: {state}, {report.n_rows:,} patches, {report.seconds:.1f} s")
     if report.resumed_shards:
@@ -403,7 +404,7 @@ def plan_training(
     epoch, total = found.first, found.total
     for name, value in (
         ("patches", f"{found.patches:,} in {found.batches:,} batches of up to {batch_size:,}"),
-        ("epoch", f"{epoch.requests:,} GETs, {epoch.bytes / 1e9:,.3f} GB"),
+        ("epoch", f"{epoch.requests:,} GETs, {epoch.bytes / 1e9:,.3f} GB, the first"),
         ("in all", f"{total.requests:,} GETs, {total.bytes / 1e9:,.3f} GB in {epochs:,} epochs"),
         ("requests", f"${found.dollars_of_requests:,.4f} ({found.prices})"),
         ("transfer", f"${found.dollars_of_transfer:,.4f}, {found.bucket_region} to {found.region}"),
@@ -482,9 +483,11 @@ def stats(cube: str, plot: str | None, as_json: bool) -> None:
         return
     splits = [cells["total"] for cells in counts["split"].values()]
     n_patches, n_unflagged = (sum(n[kind] for n in splits) for kind in ("all", "unflagged"))
-    click.echo(f"{n_patches:,} patches, {n_unflagged:,} of them unflagged")
+    n_unknown = counts["flag"].get("unknown", {}).get("total", {}).get("all", 0)
+    unknown = f", flags unknown of {n_unknown:,}" if n_unknown else ""
+    click.echo(f"{n_patches:,} patches, {n_unflagged:,} of them unflagged{unknown}")
     for title, rows in counts.items():
-        for kind in ("all",) if title == "flag" else ("all", "unflagged"):
+        for kind in ("all",) if title == "flag" or not n_unflagged else ("all", "unflagged"):
             columns = list(next(iter(rows.values()), {}))
             heading = title if kind == "all" else f"{title}, {kind}"
             table = _table(heading, *columns, wrap_first=True)
@@ -510,8 +513,10 @@ def releases(cube: str, as_json: bool) -> None:
         return
     table = _table("release", "patches", "rows", "groups", "created", "digest")
     for r in found:
-        rows = f"{r.start}..{r.stop - 1}"
-        groups = " ".join(r.arrays)
+        rows = f"{r.start}..{r.stop - 1}" if r.stop > r.start else "-"
+        late = [f"{group} (late)" for group in dict.fromkeys(group for group, *_ in r.late)]
+        learned = ["labels (learned)"] if r.label_arrays else []
+        groups = " ".join([*r.arrays, *late, *learned])
         table.add_row(r.name, f"{r.n_patches:,}", rows, groups, r.created, r.digest[:12])
     _print(table)
 
@@ -668,6 +673,7 @@ def similar(
     if plots:
         model = index.origin.model
         plots.draw_look_alikes(opened, patch_id, found, plot, f"Nearest by {metric} of {model}")
+        click.echo(f"drawn to {plot}", err=True)
     if as_json:
         click.echo(json.dumps([asdict(n) for n in found], indent=1))
         return

@@ -65,6 +65,8 @@ def count_patches(items: pa.Table) -> Counts:
     codes, _ = _axis(pc.list_flatten(lists), NAMES_19)
     label = (np.append(codes, np.full(len(unlabeled), len(NAMES_19))), NAMES_19)
     labeled = np.append(pc.list_parent_indices(lists).to_numpy(), unlabeled)
+    # What is not known to be clean is not counted as unflagged.
+    flagged |= _mask(pc.or_(*(pc.is_null(flag) for flag in flags)))
     return {
         "split": _cross(split, whole, flagged),
         "season": _cross(season, split, flagged),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from bigearth_cube.archive.synthetic import write_archive
+from bigearth_cube.cli import main
 from bigearth_cube.cube import Cube, open_cube
 from bigearth_cube.errors import InvalidInputError
 from bigearth_cube.ingest import IngestReport, ingest
@@ -98,7 +99,9 @@ def test_a_cube_of_sentinel_2_gains_the_rest_without_touching_it(
     assert "s1/r10m" not in old.tree.groups
 
 
-def test_any_source_may_bring_views_late_beside_new_patches(tmp_path: Path) -> None:
+def test_any_source_may_bring_views_late_beside_new_patches(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     url = str(tmp_path)
     ingest(MemorySource(300, with_views=False), url, workers=1)
     source = MemorySource(340, without_s1=frozenset({4, 310}))
@@ -121,6 +124,9 @@ def test_any_source_may_bring_views_late_beside_new_patches(tmp_path: Path) -> N
                     assert np.isnan(batch.images["s1/r10m"][i]).all()
                 else:
                     np.testing.assert_array_equal(batch.images["s1/r10m"][i], expected.s1)
+    main(["releases", url])
+    shown = capsys.readouterr().out
+    assert "(late)" in shown
     again = ingest(source, url, workers=1)
     assert again.release is None
     assert again.accounts == report.accounts

@@ -164,7 +164,7 @@ def test_the_model_is_needed_where_there_are_several(embedded: Cube, cube: Cube)
     patch_id = embedded.items["id"][0].as_py()
     with pytest.raises(InvalidInputError, match="several models; choose one of: relu, signed"):
         neighbors(embedded, patch_id)
-    with pytest.raises(NotFoundError, match=r"no embeddings in cube .*; it has: none"):
+    with pytest.raises(NotFoundError, match=r"no embeddings in cube .*; write them with"):
         neighbors(cube, patch_id)
 
 

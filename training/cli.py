@@ -31,6 +31,8 @@ def main(argv: list[str] | None = None) -> None:
     """Run the command and turn errors into one line each."""
     logging.basicConfig(format="training: %(message)s", level=logging.WARNING, stream=sys.stderr)
     logging.getLogger("training").setLevel(logging.INFO)
+    # What Dask says of its own coming and going is not what was asked for.
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)
     try:
         cli.main(argv, prog_name="python -m training", standalone_mode=False)
     except (InvalidInputError, NotFoundError, StorageError) as error:

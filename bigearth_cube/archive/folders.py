@@ -80,7 +80,7 @@ def open_archive(
     if listing.found.total() == 0:
         raise InvalidInputError(
             f"{', '.join(sources)}: official lists but no patch; name the folder that holds the "
-            "patches too"
+            "patches too, or ask for a cube of the lists alone (bec ingest --metadata-only)"
         )
     found = _detect(listing)
     _check_archive(sources, found, archive, named_lists)

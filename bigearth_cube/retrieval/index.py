@@ -404,8 +404,13 @@ def the_model(cube: Cube, model: str | None) -> str:
             f"cube {cube.id!r} has embeddings of several models; choose one of: {', '.join(there)}"
         )
     if not there or (model is not None and model not in there):
+        if not there:
+            raise NotFoundError(
+                f"no embeddings in cube {cube.id!r}; write them with "
+                f"'python -m training embed CUBE --checkpoint RUN'"
+            )
         wanted = "no embeddings" if model is None else f"no embeddings {model!r}"
-        raise NotFoundError(f"{wanted} in cube {cube.id!r}; it has: {', '.join(there) or 'none'}")
+        raise NotFoundError(f"{wanted} in cube {cube.id!r}; it has: {', '.join(there)}")
     return model or there[0]
 
 
