@@ -192,7 +192,7 @@ class _LocalBackend(_ObstoreBackend):
     def get_range(
         self, key: str, start: int, end: int, on_retry: OnRetry, into: Room | None
     ) -> Any:
-        # Half the CPU time of obstore's way through its own threads.
+        # In the calling thread: obstore would hand the read to threads of its own.
         file = os.open(self._path / key, os.O_RDONLY)
         try:
             room = memoryview(bytearray(end - start)) if into is None else into(end - start)
