@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bigearth_cube.archive import Patch, PatchRecord
 from bigearth_cube.archive.synthetic import write_archive
 from bigearth_cube.cli import main
 from bigearth_cube.cube import Cube, open_cube
@@ -17,6 +18,10 @@ from bigearth_cube.loader.batches import BatchLoader
 from tests.sources import MemorySource, index_of, pixels_of
 
 GROUPS = ("s2/r10m", "s2/r20m", "s2/r60m", "s1/r10m", "reference/r10m")
+
+
+class KilledError(Exception):
+    """Ends a run in the middle."""
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +145,32 @@ def test_views_of_a_shard_that_was_written_without_them_stay_orphans(tmp_path: P
     assert_balanced(report)
     assert (report.accounts["s1"].ingested, report.accounts["s1"].orphans) == (280, 20)
     assert {o.reason for o in report.orphans} == {"its row was published without it"}
+
+
+def test_rows_without_views_leave_their_shards_open_for_a_run_that_may_be_killed(
+    tmp_path: Path,
+) -> None:
+    class Dying(MemorySource):
+        def read(self, record: PatchRecord) -> Patch:
+            if "VV" in record.files and index_of(record.id) == 44:
+                raise KilledError
+            return super().read(record)
+
+    url = str(tmp_path)
+    ingest(MemorySource(20), url, workers=1)
+    ingest(MemorySource(25, first=20, with_views=False), url, workers=1)
+    cube = open_cube(url)
+    assert cube.release.arrays == GROUPS[:3]
+    keys = [key for key, _ in cube.storage.list("cube.zarr")]
+    shards = {group: [k for k in keys if f"{group}/" in k and "/c/1/" in k] for group in GROUPS}
+    assert [len(shards[group]) for group in GROUPS] == [1, 1, 1, 0, 0]
+    with pytest.raises(KilledError):
+        ingest(Dying(45), url, workers=1)
+    assert sound(open_cube(url))
+    report = ingest(MemorySource(45), url, workers=1)
+    assert_balanced(report)
+    assert (report.release, report.accounts["s1"].ingested) == ("r3", 45)
+    assert sound(open_cube(url))
 
 
 def test_a_late_view_that_cannot_be_read_is_quarantined(archives: Path, tmp_path: Path) -> None:

@@ -205,6 +205,19 @@ def test_tars_give_the_cube_that_folders_give(
     assert_balanced(again)
 
 
+def test_rows_without_views_are_the_same_objects_from_tars_and_from_folders(
+    archives: Path, tars: Callable[[str], list[str]], tmp_path: Path
+) -> None:
+    write_archive(tmp_path / "few", archive="v2", n_patches=20, seed=5, workers=1)
+    s2_tar, *_ = tars("v2")
+    sources = {"tar": s2_tar, "folder": str(archives / "v2" / V2[0])}
+    for form, source in sources.items():
+        ingest([str(tmp_path / "few")], str(tmp_path / form), workers=1)
+        report = ingest([source, *lists_of(archives / "v2")], str(tmp_path / form), workers=1)
+        assert report.release == "r2"
+    assert stored(str(tmp_path / "tar")) == stored(str(tmp_path / "folder"))
+
+
 def shuffled(files: Files, seed: int) -> Files:
     names = list(files)
     random.Random(seed).shuffle(names)

@@ -371,7 +371,7 @@ def _write_shards(
         raise StorageError(
             f"the Dask scheduler has no workers, or none that answer: {client!r}; start some"
         ) from None
-    task = functools.partial(write_shard, source=source, folder=plan.folder)
+    task = functools.partial(write_shard, source=source, filled=plan.filled, folder=plan.folder)
 
     def submit(shard: int) -> distributed.Future[Any]:
         first = shard * plan.shard_rows

@@ -78,14 +78,16 @@ def write_shard(
     records: Sequence[PatchRecord],
     *,
     source: PatchSource,
+    filled: Sequence[str],
     folder: str,
 ) -> ShardAccount:
-    """Read the patches of one shard and write it, all groups; the task that Dask runs.
+    """Read the patches of one shard and write it, all groups that are filled; Dask runs it.
 
-    A chunk is encoded when its patches are read: they are still in the cache then, and a shard in
-    memory is its encoded bytes, not its 311 MB of pixels.
+    Other groups of the cube get nothing: a shard that is written is never written again, and
+    views of these rows may still come. A chunk is encoded when its patches are read: they are
+    still in the cache then, and a shard in memory is its encoded bytes, not its 311 MB of pixels.
     """
-    layouts = {path: writer.pixel_layout(path) for path in writer.layout.groups}
+    layouts = {path: writer.pixel_layout(path) for path in filled}
     chunk_rows = writer.layout.chunk_rows
     blocks: dict[str, NDArray[Any]] = {
         path: np.empty((chunk_rows, *layout.patch_shape), layout.dtype)
