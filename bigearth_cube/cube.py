@@ -316,12 +316,13 @@ class Cube:
         if restated is not None:
             anew, stop = restated
             values[:stop] = self._stored_column(anew)[:stop]
-        if path.endswith("/present"):
+        group, _, name = path.rpartition("/")
+        if name in layouts.GROUP_COLUMNS.get(group, {}):
             # A later release may have added views; to this one they are not there.
-            there = [np.arange(*run) for run in self.filled(path.rpartition("/")[0])]
-            mask = np.zeros(len(values), bool)
-            mask[np.concatenate([*there, np.empty(0, int)]).astype(int)] = True
-            values = values & mask
+            absent = np.ones(len(values), bool)
+            for start, stop in self.filled(group):
+                absent[start:stop] = False
+            _, values[absent] = layouts.GROUP_COLUMNS[group][name]
         return values
 
     def _restated(self, name: str) -> tuple[str, int] | None:

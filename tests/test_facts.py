@@ -22,6 +22,7 @@ from bigearth_cube.cli import cli
 from bigearth_cube.cube import Cube, open_cube
 from bigearth_cube.errors import InvalidInputError
 from bigearth_cube.ingest import forecast, ingest
+from bigearth_cube.layout import GROUP_COLUMNS
 from bigearth_cube.loader.batches import BatchLoader
 from bigearth_cube.nomenclature import COUNTRIES, NAMES_19, NAMES_43, SPLITS
 from tests.sources import MemorySource, index_of, labels_of
@@ -295,6 +296,12 @@ def test_a_tree_shows_the_views_of_its_release_and_none_that_came_later(
         xr.testing.assert_identical(
             cube.tree[group].to_dataset(), seen[release][group].to_dataset()
         )
+        for name in GROUP_COLUMNS.get(group, {}):
+            column = cube.column(f"{group}/{name}")[cube.rows]
+            shown = cube.tree[group][name].values
+            if shown.dtype.kind == "M":
+                shown = shown.astype("datetime64[s]").astype(np.int64)
+            np.testing.assert_array_equal(column, shown)
         if release == "r2":
             xr.testing.assert_identical(
                 kept.tree[group].to_dataset(), seen[release][group].to_dataset()

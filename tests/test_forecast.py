@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import tarfile
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from bigearth_cube.archive.synthetic import write_archive
 from bigearth_cube.cli import main
+from bigearth_cube.cube import open_cube
 from bigearth_cube.errors import InvalidInputError
 from bigearth_cube.ingest import forecast, ingest
+from bigearth_cube.lock import LOCK
 from bigearth_cube.storage import Storage
+from tests.sources import MemorySource
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +75,37 @@ def test_tars_and_late_views_are_foretold_too(archive: Path, tmp_path: Path) -> 
     new = [key for key, _ in Storage(url).list() if key not in before]
     assert len([key for key in new if "backscatter/c/" in key]) == 2
     assert late.objects >= len(new)
+
+
+@pytest.mark.parametrize("form", ["folder", "tar"])
+def test_a_release_of_fewer_groups_beside_models_has_the_objects_of_its_forecast(
+    form: str, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = str(tmp_path / "cube")
+    ingest(MemorySource(20), url, workers=1)
+    for write in ("write_embeddings", "write_predictions"):
+        cube = open_cube(url)
+        more = ("label_19",) if "predictions" in write else ()
+        getattr(cube, write)("model", np.zeros((cube.n_rows, 19), np.float32), *more)
+    source = archive / "BigEarthNet-S2"
+    if form == "tar":
+        with tarfile.open(tmp_path / "BigEarthNet-S2.tar", "w") as tar:
+            tar.add(source, source.name)
+        source = tmp_path / "BigEarthNet-S2.tar"
+    sources = [str(source), *(str(path) for path in archive.glob("*.parquet"))]
+    said = forecast(sources, url)
+    written = set()
+    for name in ("write", "write_new"):
+        put = getattr(Storage, name)
+
+        def noted(self: Storage, key: str, data: bytes, put: Any = put) -> Any:
+            written.add(key)
+            return put(self, key, data)
+
+        monkeypatch.setattr(Storage, name, noted)
+    report = ingest(sources, url, workers=1)
+    assert (said.release, said.patches) == (report.release, 300) == ("r2", 300)
+    assert said.objects == len(written - {LOCK})
 
 
 def test_more_cores_do_not_read_a_tar_faster(archive: Path, tmp_path: Path) -> None:

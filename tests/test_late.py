@@ -188,9 +188,13 @@ def test_a_late_view_that_cannot_be_read_is_quarantined(archives: Path, tmp_path
     assert open_cube(url).column("s1/r10m/present").sum() == 299
 
 
-def test_views_without_a_cube_to_join_are_refused(archives: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["v2/BigEarthNet-S1", "BigEarthNet-S1.tar", "Reference_Maps.tar"])
+def test_views_without_a_cube_to_join_are_refused(
+    form: str, archives: Path, tmp_path: Path
+) -> None:
+    lists = [str(path) for path in (archives / "v2").iterdir() if path.is_file()]
     with pytest.raises(InvalidInputError, match="ingest their Sentinel-2 patches first"):
-        ingest([str(archives / "v2/BigEarthNet-S1")], str(tmp_path / "cube"))
+        ingest([str(archives / form), *lists], str(tmp_path / "cube"))
     assert not (tmp_path / "cube").exists() or not list((tmp_path / "cube").rglob("*.json"))
 
 

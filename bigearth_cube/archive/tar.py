@@ -423,7 +423,9 @@ def can_read_once(archive: Archive, tars: Sequence[str], lists: Sequence[str]) -
     if len(set(stems)) < len(stems) or not PUBLISHED_TARS.keys() >= set(stems):
         return False
     kinds = [PUBLISHED_TARS[stem][1] for stem in stems]
-    return len(set(kinds)) == len(kinds) and can_plan(archive, lists, with_s1="s1" in kinds)
+    if "s2" not in kinds or len(set(kinds)) < len(kinds):
+        return False
+    return can_plan(archive, lists, with_s1="s1" in kinds)
 
 
 def _no_corner(folder: PatchFolder) -> Corner:

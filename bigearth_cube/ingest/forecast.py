@@ -23,6 +23,7 @@ from bigearth_cube.ingest.late import late_plans
 from bigearth_cube.ingest.plan import Plan, make_plan
 from bigearth_cube.ingest.shard import VIEWS
 from bigearth_cube.ingest.survey import opened, take_survey
+from bigearth_cube.layout import MODEL_ARRAYS
 from bigearth_cube.nomenclature import GROUPS
 from bigearth_cube.prices import prices_of
 from bigearth_cube.shards import Profile, encode_chunk
@@ -248,7 +249,7 @@ def _n_objects(plans: Sequence[Plan], *, streamed: bool) -> int:
     n = len(documents) + 1
     pixel_paths = {f"{g}/{GROUPS[g].array}" for g in plan.writer.layout.groups}
     for path, document in documents.items():
-        if document["node_type"] != "array" or path.startswith("embeddings/"):
+        if document["node_type"] != "array" or path.split("/")[0] in MODEL_ARRAYS:
             continue
         if path.startswith("labels/") and path.split("/")[1] != plan.release:
             continue
@@ -265,8 +266,7 @@ def _n_objects(plans: Sequence[Plan], *, streamed: bool) -> int:
             n += (plan.stop - 1) // chunk - first // chunk + 1
     accounts = 0
     for part in plans:
-        by_group = plan.writer.layout.groups if part is plan else part.filled
-        n += len(part.shards()) * len(by_group)
+        n += len(part.shards()) * len(part.filled)
         kinds = [k for k in KINDS if k == "s2" or VIEWS[k] in part.filled]
         n_kinds = len(kinds) if part is plan else 1
         accounts += len(part.shards()) * (n_kinds if streamed else 1)
