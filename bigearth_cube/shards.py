@@ -197,39 +197,6 @@ def _expect(path: str, condition: bool, what: str) -> None:
         raise InvalidInputError(f"{path}: unsupported Zarr layout ({what}); open it with zarr")
 
 
-def encode_shard(layout: ArrayLayout, block: NDArray[Any]) -> bytes:
-    r"""Encode one whole shard.
-
-    Parameters
-    ----------
-    layout
-        A sharded layout.
-    block
-        The shard's patches, (shard_rows, \*patch_shape), padding included.
-
-    Returns
-    -------
-    bytes
-        Chunks in order, then the index. Every chunk is written, empty ones too.
-
-    Raises
-    ------
-    InvalidInputError
-        If the shape or the dtype of the block is not the shard's.
-    """
-    expected = (layout.shard_rows, *layout.patch_shape)
-    if block.shape != expected or block.dtype != np.dtype(layout.dtype):
-        raise InvalidInputError(
-            f"{layout.path}: block is {block.dtype} {block.shape}, "
-            f"expected {layout.dtype} {expected}"
-        )
-    block = np.ascontiguousarray(block)
-    firsts = range(0, layout.shard_rows, layout.chunk_rows)
-    return join_chunks(
-        layout, [encode_chunk(layout, block[i : i + layout.chunk_rows]) for i in firsts]
-    )
-
-
 def join_chunks(layout: ArrayLayout, chunks: Sequence[bytes]) -> bytes:
     """Make a shard of its encoded chunks: the chunks in order, then the index."""
     assert len(chunks) == layout.chunks_per_shard

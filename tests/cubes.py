@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from bigearth_cube.cube import Cube, open_cube
 from bigearth_cube.layout import CubeLayout, hierarchy
 from bigearth_cube.release import Release, runs_of
-from bigearth_cube.shards import encode_shard
+from bigearth_cube.shards import ArrayLayout, encode_chunk, join_chunks
 from bigearth_cube.storage import Storage
 from bigearth_cube.writer import CubeWriter
 
@@ -19,6 +21,12 @@ def pixels_of_rows(rows: NDArray[np.int64]) -> NDArray[np.uint16]:
     """(n, 2, 20, 20): what those rows of such a cube hold, a ramp that begins at the row."""
     ramp = np.arange(2 * 20 * 20, dtype=np.int64).reshape(2, 20, 20)
     return ((rows[:, None, None, None] * 7 + ramp) % 60_013).astype(np.uint16)
+
+
+def encode_shard(layout: ArrayLayout, block: NDArray[Any]) -> bytes:
+    """Encode the patches of one shard, padding included."""
+    chunks = np.split(block, layout.chunks_per_shard)
+    return join_chunks(layout, [encode_chunk(layout, chunk) for chunk in chunks])
 
 
 def row_number_cube(url: str, n_patches: int, *, shard_rows: int = 256) -> Cube:

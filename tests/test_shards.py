@@ -21,10 +21,10 @@ from bigearth_cube.shards import (
     array_layout,
     chunk_place,
     decode_chunk,
-    encode_shard,
     read_index,
     zarr_codecs,
 )
+from tests.cubes import encode_shard
 
 PATH = "s2/r60m/reflectance"
 
@@ -136,15 +136,6 @@ def test_a_layout_we_do_not_read_is_refused_by_name(change: Any, what: str) -> N
     change(document)
     with pytest.raises(InvalidInputError, match=f"{PATH}.*{what}"):
         array_layout(PATH, document)
-
-
-@pytest.mark.parametrize(
-    "block", [np.zeros((255, 2, 20, 20), np.uint16), np.zeros((256, 2, 20, 20), np.int16)]
-)
-def test_a_block_that_is_not_one_shard_is_refused(block: np.ndarray) -> None:
-    layout, _ = small_layout()
-    with pytest.raises(InvalidInputError, match="expected uint16"):
-        encode_shard(layout, block)
 
 
 def test_an_unknown_profile_is_refused() -> None:
