@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bigearth_cube import layout
 from bigearth_cube.archive.synthetic import write_archive
 from bigearth_cube.cli import main
 from bigearth_cube.cube import open_cube
@@ -30,6 +31,20 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def written_to(url: str) -> tuple[int, int]:
     stored = Storage(url).list()
     return len(stored), sum(size for key, size in stored if not key.startswith("ingest/"))
+
+
+def written_from_now_on(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Keys of all objects that are written after the call."""
+    written: set[str] = set()
+    for name in ("write", "write_new"):
+        put = getattr(Storage, name)
+
+        def noted(self: Storage, key: str, data: bytes, put: Any = put) -> Any:
+            written.add(key)
+            return put(self, key, data)
+
+        monkeypatch.setattr(Storage, name, noted)
+    return written
 
 
 @pytest.mark.parametrize("profile", ["default", "fast"])
@@ -94,17 +109,21 @@ def test_a_release_of_fewer_groups_beside_models_has_the_objects_of_its_forecast
         source = tmp_path / "BigEarthNet-S2.tar"
     sources = [str(source), *(str(path) for path in archive.glob("*.parquet"))]
     said = forecast(sources, url)
-    written = set()
-    for name in ("write", "write_new"):
-        put = getattr(Storage, name)
-
-        def noted(self: Storage, key: str, data: bytes, put: Any = put) -> Any:
-            written.add(key)
-            return put(self, key, data)
-
-        monkeypatch.setattr(Storage, name, noted)
+    written = written_from_now_on(monkeypatch)
     report = ingest(sources, url, workers=1)
     assert (said.release, said.patches) == (report.release, 300) == ("r2", 300)
+    assert said.objects == len(written - {LOCK})
+
+
+def test_columns_of_a_new_group_are_foretold_from_their_first_row_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(layout._column.__kwdefaults__, "chunk_rows", 256)
+    ingest(MemorySource(20, with_views=False), str(tmp_path), workers=1)
+    said = forecast(MemorySource(5, first=20), str(tmp_path))
+    written = written_from_now_on(monkeypatch)
+    ingest(MemorySource(5, first=20), str(tmp_path), workers=1)
+    assert "cube.zarr/s1/r10m/present/c/0" in written
     assert said.objects == len(written - {LOCK})
 
 

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -31,8 +33,10 @@ from bigearth_cube.ingest import IngestReport, ingest
 from bigearth_cube.ingest.plan import make_plan, row_order
 from bigearth_cube.loader.batches import BatchLoader
 from bigearth_cube.lock import LOCK, utc_now
+from bigearth_cube.nomenclature import NAMES_19
 from bigearth_cube.storage import Storage
-from tests.sources import MemorySource, index_of, pixels_of
+from bigearth_cube.writer import CubeWriter
+from tests.sources import MemorySource, index_of, labels_of, pixels_of
 
 
 def assert_balanced(report: IngestReport) -> None:
@@ -300,10 +304,33 @@ def test_a_view_in_quarantine_is_there_in_the_next_run_too(tmp_path: Path) -> No
     assert again.quarantined[0].reason == "VH is truncated, when its row was published"
 
 
-def test_what_is_learned_of_published_rows_is_counted_as_not_applied(tmp_path: Path) -> None:
+def test_what_is_learned_of_published_rows_is_counted_and_in_the_cube(tmp_path: Path) -> None:
     before = ingest(MemorySource(30, unlabeled=frozenset(range(9))), str(tmp_path), workers=1)
     assert (before.n_unlabeled, before.n_unsplit, before.n_restated) == (9, 0, 0)
     assert ingest(MemorySource(30), str(tmp_path), workers=1).n_restated == 9
+    cube = open_cube(str(tmp_path))
+    for patch_id, hot in zip(cube.column("id")[cube.rows], cube.labels("label_19"), strict=True):
+        assert [NAMES_19[i] for i in np.flatnonzero(hot)] == list(labels_of(index_of(patch_id)))
+
+
+def test_columns_of_a_run_that_was_given_up_leave_nothing_in_older_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(self: CubeWriter, releases: Any) -> None:
+        raise KilledError
+
+    url = str(tmp_path)
+    ingest(MemorySource(40, with_views=False), url, workers=1)
+    with monkeypatch.context() as patched:
+        patched.setattr(CubeWriter, "publish", killed)
+        with pytest.raises(KilledError):
+            ingest(MemorySource(60), url, workers=1)
+    shutil.rmtree(tmp_path / "ingest" / "r2")
+    ingest(MemorySource(20, first=40), url, workers=1)
+    group = zarr.open_group(f"{url}/cube.zarr", mode="r")["s1/r10m"]
+    assert group["present"][:].nonzero()[0].tolist() == list(range(256, 276))
+    assert (group["id"][:256] == "").all()
+    assert (group["acquired"][:256] == 0).all()
 
 
 @pytest.mark.parametrize(

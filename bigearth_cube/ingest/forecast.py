@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Final, Literal
@@ -142,7 +142,8 @@ def forecast(
     if isinstance(source, TarSource):
         seconds = max(seconds, reading_s)  # a stream has one reader
     read_bytes = sum(views[kind] * tried[kind].file_bytes for kind in tried)
-    objects = _n_objects(plans, streamed=isinstance(source, TarSource))
+    known = {} if survey.cube is None else survey.cube.documents
+    objects = _n_objects(plans, known, streamed=isinstance(source, TarSource))
     return Forecast(
         release=plan.release,
         patches=len(survey.new),
@@ -242,8 +243,11 @@ def _tar_bytes(source: TarSource) -> int:
     return n_passes * sum(size_of(url) or 0 for url in source.tars)
 
 
-def _n_objects(plans: Sequence[Plan], *, streamed: bool) -> int:
-    """Objects that the plans write, the root and the records under ``ingest/`` among them."""
+def _n_objects(plans: Sequence[Plan], known: Collection[str], *, streamed: bool) -> int:
+    """Objects that the plans write, the root and the records under ``ingest/`` among them.
+
+    What is not ``known``, the paths of the cube as it is, is written from its first row on.
+    """
     plan = plans[0]
     documents = plan.writer.documents
     n = len(documents) + 1
@@ -260,7 +264,7 @@ def _n_objects(plans: Sequence[Plan], *, streamed: bool) -> int:
             n += math.ceil(document["shape"][0] / chunk)
             continue
         group = path.rpartition("/")[0]
-        whole = group in {f"labels/{plan.release}", *(p.filled[0] for p in plans[1:])}
+        whole = path not in known or group in {p.filled[0] for p in plans[1:]}
         first = 0 if whole else plan.start
         if first < plan.stop:
             n += (plan.stop - 1) // chunk - first // chunk + 1

@@ -92,6 +92,11 @@ def finish(
     objects = [o for account in accounts for o in account.objects]
     objects += writer.put_documents(writer.documents)
     if before is not None:
+        for path in [path for path in columns if path not in before.documents]:
+            # What lies there is of a run that was given up: older rows say that they have nothing.
+            shape, dtype = (plan.start, *columns[path].shape[1:]), columns[path].dtype
+            nothing = np.full(shape, "" if dtype == object else 0, dtype)
+            objects += writer.write_column(path, 0, nothing)
         objects += write_late_columns(late, accounts, before)
     for path, values in columns.items():
         objects += writer.write_column(path, plan.start, values)
