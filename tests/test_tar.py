@@ -20,6 +20,8 @@ from typing import Any
 
 import fsspec
 import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 import zstandard
 from hypothesis import given
@@ -458,10 +460,10 @@ def test_what_is_wrong_with_the_json_of_v1_is_found_in_the_stream(
     assert reasons[unlisted] == "no list that was given names it"
     cube = open_cube(str(tmp_path / "cube"))
     assert [fault for _, fault in cube.verify(cube.recorded_objects()) if fault] == []
-    # The next run looks at names, as the cube is there, and takes up what no list names.
+    # The next run looks at names, as the cube is there; what no list names is as bad to it.
     again = ingest(sources, str(tmp_path / "cube"))
     assert_balanced(again)
-    assert again.n_absent == 1
+    assert (again.n_absent, again.n_rows, again.release) == (1, 295, None)
 
 
 def test_a_tar_far_smaller_than_its_lists_is_looked_into_first(
@@ -487,7 +489,6 @@ def test_a_square_that_no_table_holds_is_measured_in_a_first_pass(
     archives: Path, tmp_path: Path
 ) -> None:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     lists = lists_of(archives / "v2")
     table = pq.read_table(next(path for path in lists if path.endswith("metadata.parquet")))
@@ -537,8 +538,27 @@ def test_what_lists_promise_and_tars_lack_is_absent_and_the_rest_is_accounted_fo
     cube = open_cube(str(tmp_path / "cube"))
     assert [fault for _, fault in cube.verify(cube.recorded_objects()) if fault] == []
     assert not {names[0], names[1]} & set(cube.items["id"].to_pylist())
-    ingest([*urls, *lists_of(archives / "v2")], str(tmp_path / "cube"))
-    assert open_cube(str(tmp_path / "cube")).n_patches >= 298
+
+
+def test_what_no_list_names_is_taken_up_unlabeled_by_the_next_run(
+    archives: Path, tars: Callable[[str], list[str]], tmp_path: Path
+) -> None:
+    s2_tar, *_ = tars("v2")
+    lists = lists_of(archives / "v2")
+    whole = next(path for path in lists if path.endswith("metadata.parquet"))
+    table = pq.read_table(whole)
+    pq.write_table(table.slice(1), tmp_path / "metadata.parquet")
+    sources = [s2_tar, str(tmp_path / "metadata.parquet"), *(p for p in lists if p != whole)]
+    url = str(tmp_path / "cube")
+    first = ingest(sources, url)
+    assert_balanced(first)
+    assert (first.release, first.n_rows, len(first.quarantined)) == ("r1", 299, 1)
+    second = ingest(sources, url)
+    assert_balanced(second)
+    assert (second.release, second.n_rows, second.n_unlabeled) == ("r2", 300, 1)
+    items = open_cube(url).items
+    unlabeled = items.filter(pc.is_null(items["bec:labels"]))["id"].to_pylist()
+    assert unlabeled == table["patch_id"][:1].to_pylist()
 
 
 def test_a_spill_folder_serves_several_cubes_and_never_mixes_them(
