@@ -220,7 +220,8 @@ def test_storage_that_refuses_in_the_middle_ends_a_run_and_the_next_goes_on(
     dask_client: distributed.Client,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    hasty = {"max_retries": 2, "backoff": {"init_backoff": timedelta(milliseconds=1)}}
+    backoff = {"init_backoff": timedelta(milliseconds=1), "max_backoff": timedelta(milliseconds=2)}
+    hasty = {"max_retries": 2, "backoff": backoff, "retry_timeout": timedelta(seconds=5)}
     monkeypatch.setattr(storage_module, "_RETRY", hasty)
     state, options = gate
     state |= {"status": status, "until": until}

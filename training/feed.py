@@ -304,10 +304,7 @@ class _Upload:
 def ahead(source: Generator[_T]) -> Generator[_T]:
     """Run a generator in a thread, one item ahead of who asks.
 
-    Raises
-    ------
-    BaseException
-        Whatever the generator raises, where the item would have been.
+    What the generator raises is raised where the item would have been.
     """
     items: queue.Queue[tuple[_T | None, BaseException | None]] = queue.Queue(1)
     stopped = threading.Event()
