@@ -74,7 +74,7 @@ def label_weights(labels_NC: NDArray[np.uint8], balance: float) -> Tensor:
     Examples
     --------
     >>> labels = np.array([[1], [0], [0], [0]], np.uint8)
-    >>> label_weights(labels, 0.999999).flatten().numpy().round(2).tolist()
+    >>> [round(weight, 2) for weight in label_weights(labels, 0.999999).flatten().tolist()]
     [0.67, 2.0]
     """
     n_with_C = labels_NC.sum(0, dtype=np.int64)
