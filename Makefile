@@ -17,6 +17,7 @@ export MALLOC_TOP_PAD_ := 16777216
 export MALLOC_ARENA_MAX := 2
 
 # Files of tests run side by side; each process has servers and clusters of its own, 1 GB of memory.
+# Threads of several torch programs on the same cores slow each other many times.
 TEST_PROCESSES ?= 2
 
 .PHONY: help setup demo test test-slow chaos check check-terraform fmt bench clean bench-peers web serve
@@ -44,7 +45,7 @@ demo: $(READY) ## the whole story on a small archive, results in demo/
 	@$(BIN)/python -m training demo $(if $(BEC_S3),--s3 $(BEC_S3)) --out demo
 
 test: $(READY) ## all tests but the slow ones
-	@$(BIN)/python -m pytest -q -m "not slow" -n $(TEST_PROCESSES) --dist loadfile
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" -n $(TEST_PROCESSES) --dist loadfile
 
 test-slow: $(READY) ## the slow ones
 	@$(BIN)/python -m pytest -q -m slow

@@ -361,6 +361,8 @@ def test_ctrl_c_says_that_half_an_archive_is_to_be_removed(workers: str, tmp_pat
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # a shell that runs the tests in the background lets them ignore it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )
     deadline = time.monotonic() + 60
     # so many that both workers are at work

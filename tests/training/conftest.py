@@ -39,6 +39,6 @@ def paired(paired_url: str) -> Cube:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def two_threads() -> None:
-    """Equal results need equal thread counts, on every machine that runs these tests."""
-    torch.set_num_threads(2)
+def one_thread() -> None:
+    """Equal results need equal thread counts; files of tests run side by side, a core each."""
+    torch.set_num_threads(1)

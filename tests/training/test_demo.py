@@ -35,6 +35,8 @@ def test_the_demo_leaves_pictures_and_a_table_that_says_what_is_published(tmp_pa
     assert about["seconds"]["total"] >= about["seconds"]["train"] > 0
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_the_demo_runs_in_a_bucket_that_is_named_and_measures_the_machine(
     tmp_path: Path,
     bucket: str,

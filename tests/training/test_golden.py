@@ -5,6 +5,7 @@ two the losses of 16 steps are within 1e-4, those of 50 within 5e-3.
 """
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,14 @@ from tests.data.golden_tb_cnn import MACHINE, N_STEPS, STORED, golden_cube, gold
 from training.checkpoint import load
 
 ALIKE_STEPS, ELSEWHERE = 12, 2e-2
+
+
+@pytest.fixture(scope="module", autouse=True)
+def threads_of_the_stored_losses() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -79,6 +79,7 @@ def test_the_error_against_float64_is_small_in_float32_and_within_a_percent_in_b
     assert exact["gradient"] < rounded["gradient"] < 5e-2
 
 
+@pytest.mark.slow
 def test_streaming_is_measured_beside_the_loader_alone(
     learnable_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,6 +14,7 @@ from training.train import fit
 
 
 @pytest.mark.samples
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_tb_cnn_learns_the_real_v1_patches_by_heart(
     samples: Path, tmp_path: Path, dask_client: Client

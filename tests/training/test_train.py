@@ -122,7 +122,14 @@ def untimed(line: EpochLine) -> EpochLine:
     )
 
 
-@pytest.mark.parametrize("written", ["step-00000001.pt", "best.pt", "step-00000003.pt"])
+@pytest.mark.parametrize(
+    "written",
+    [
+        pytest.param("step-00000001.pt", marks=pytest.mark.slow),
+        pytest.param("best.pt", marks=pytest.mark.slow),
+        "step-00000003.pt",
+    ],
+)
 def test_a_stopped_run_resumes_to_the_same_weights_bit_for_bit(
     written: str, finished: Run, learnable: Cube, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
