@@ -280,6 +280,27 @@ def _print_report(report: Any) -> None:
             click.echo(f"{name}: and {len(entries) - 5:,} more, see {where}")
 
 
+@cli.command("give-up")
+@click.argument("cube")
+@click.option("--break-lock", is_flag=True, help="Take the cube over from a run that holds it.")
+@json_option
+def give_up(cube: str, break_lock: bool, as_json: bool) -> None:
+    """Undo an ingest that did not end: the cube is again as its last release left it.
+
+    \b
+    Example:
+      bec give-up s3://bucket/bigearthnet-v2
+    """
+    done = _extra("bigearth_cube.ingest").give_up(cube, break_lock=break_lock)
+    if as_json:
+        click.echo(json.dumps(asdict(done), indent=1))
+        return
+    click.echo(
+        f"gave up release {done.release}: {done.n_removed:,} objects removed, "
+        f"{done.n_restored:,} written back as they were"
+    )
+
+
 @cli.command()
 @click.argument("sources", nargs=-1, required=True)
 @click.argument("cube")
@@ -533,18 +554,29 @@ def verify(cube: str, as_json: bool) -> None:
     """
     opened = _open(cube, None)
     objects = opened.recorded_objects()
-    faults = []
+    faults: list[CubeIntegrityError] = []
     with _progress("verifying", len(objects)) as advance:
         for done, fault in opened.verify(objects):
             advance(done, len(objects))
             if fault is not None:
                 faults.append(fault)
     if as_json:
-        listed = [{"key": f.key, "reason": f.reason, "rows": list(f.rows)} for f in faults]
+        listed = [
+            {
+                "key": f.key,
+                "reason": f.reason,
+                "rows": list(f.rows),
+                "patches": opened.patches_in(f.rows),
+            }
+            for f in faults
+        ]
         click.echo(json.dumps({"objects": len(objects), "damaged": listed}, indent=1))
     else:
         for fault in faults:
             click.echo(str(fault))
+            patches = opened.patches_in(fault.rows)
+            if patches:
+                click.echo(f"  {len(patches):,} patches: {patches[0]} to {patches[-1]}")
         click.echo(f"{len(objects):,} objects read, {len(faults):,} damaged or missing")
     if faults:
         sys.exit(EXIT_DAMAGED)

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from bigearth_cube import layout as layouts
+from bigearth_cube import pending
 from bigearth_cube import search as searching
 from bigearth_cube.counts import Counts, count_patches
 from bigearth_cube.errors import CubeIntegrityError, InvalidInputError, NotFoundError
@@ -32,7 +33,7 @@ from bigearth_cube.nomenclature import (
 from bigearth_cube.release import Release, StoredObject, current_tables, runs_of
 from bigearth_cube.shards import ArrayLayout, array_layout, checksum
 from bigearth_cube.storage import Storage, StorageOptions
-from bigearth_cube.writer import ROOT, ROOT_RECORD, ZARR, CubeWriter
+from bigearth_cube.writer import ROOT, ZARR, CubeWriter
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -483,7 +484,7 @@ class Cube:
             for kind in layouts.MODEL_ARRAYS
             for model in self._models(kind)
         ]
-        for key in [*keys, ROOT_RECORD]:
+        for key in keys:
             try:
                 for entry in json.loads(self.storage.read(key)):
                     recorded[entry["key"]] = StoredObject(**entry)
@@ -493,6 +494,8 @@ class Cube:
         for path, document in self.documents.items():
             key = f"{ZARR}/{path}/{ROOT}"
             recorded[key] = StoredObject.of(key, layouts.to_bytes(document))
+        root = f"{ZARR}/{ROOT}"
+        recorded[root] = StoredObject.of(root, self.root)
         return [recorded[key] for key in sorted(recorded)]
 
     def verify(
@@ -500,15 +503,33 @@ class Cube:
     ) -> Iterator[tuple[int, CubeIntegrityError | None]]:
         """Re-read objects; yield how many are done, and what is wrong with the last one.
 
+        An object that an unfinished ingest has written over is whole, if it is so written.
+
         Raises
         ------
         StorageError
             If storage refuses or cannot be reached.
         """
+        next_release = f"r{len(self.releases) + 1}"
+        may_be = set(pending.noted(self.storage, next_release))
         for done, stored in enumerate(objects, 1):
-            reason = _fault(self.storage, stored)
+            reason = _fault(self.storage, stored, may_be)
             rows = () if reason is None else self._rows_in(stored.key)
             yield done, None if reason is None else CubeIntegrityError(stored.key, reason, rows)
+
+    def patches_in(self, rows: Sequence[int]) -> list[str]:
+        """Return the ids of the patches from the first to the last of ``rows``, as a fault has them.
+
+        None where the items table that would say so cannot be read itself.
+        """
+        if not rows:
+            return []
+        try:
+            ids, at = self.items["id"], self.items["bec:row"].to_numpy()
+        except CubeIntegrityError:
+            return []
+        within = np.flatnonzero((at >= rows[0]) & (at <= rows[-1]))
+        return [str(patch_id) for patch_id in ids.take(within).to_pylist()]
 
     def _rows_in(self, key: str) -> tuple[int, ...]:
         """First and last row that an object of an array holds."""
@@ -751,6 +772,10 @@ def open_cube(
             f"{storage.url} is a cube of format {version}, this package reads "
             f"{layouts.FORMAT_VERSION}; install the version that made it, or a newer one"
         )
+    if not layouts.is_whole_root(data):
+        raise CubeIntegrityError(
+            f"{ZARR}/{ROOT}", "checksum within it is not that of the rest: restore the object"
+        )
     names = [r.name for r in releases]
     if release is not None and release not in names:
         raise NotFoundError(f"no release {release!r}; the cube has: {', '.join(names)}")
@@ -797,11 +822,13 @@ def _faults_of(key: str) -> Iterator[None]:
     raise CubeIntegrityError(key, reason) from None
 
 
-def _fault(storage: Storage, stored: StoredObject) -> str | None:
+def _fault(storage: Storage, stored: StoredObject, may_be: Collection[StoredObject]) -> str | None:
     try:
         data = storage.read(stored.key)
     except NotFoundError:
         return "object is missing"
+    if StoredObject.of(stored.key, data) in may_be:
+        return None
     if len(data) != stored.size:
         return f"object has {len(data)} bytes, expected {stored.size}"
     return None if checksum(data) == stored.crc32c else "checksum is not that of what was written"

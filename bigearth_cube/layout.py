@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -25,7 +26,7 @@ from bigearth_cube.nomenclature import (
     Archive,
     Group,
 )
-from bigearth_cube.shards import Profile, zarr_codecs
+from bigearth_cube.shards import Profile, checksum, zarr_codecs
 
 Documents = dict[str, dict[str, Any]]
 """Path in the hierarchy to its Zarr document; the root is not among them."""
@@ -37,6 +38,8 @@ MODEL_CHUNK_ROWS = 8_192
 MODEL_ARRAYS: Mapping[str, str] = {"embeddings": "vector", "predictions": "score"}
 """Groups of what models say of the patches, ``<kind>/<model>``, and the array in each."""
 SMALL_ARCHIVE = 20_000
+_UNSEALED = "00000000"
+_SEAL = re.compile(rb'"crc32c": "[0-9a-f]{8}"')
 ROW_ORDER = ("split", "flagged", "tile", "col//8", "row//8", "col", "row")
 
 # Root columns: name -> (Zarr dtype, fill value). `acquired` holds CF seconds.
@@ -238,18 +241,43 @@ def label_document(n_rows: int, name: str) -> dict[str, Any]:
 
 
 def root_document(attributes: Mapping[str, Any], documents: Documents) -> bytes:
-    """Root document with every other one inside: the object whose PUT publishes a release."""
+    """Root document with every other one inside: the object whose PUT publishes a release.
+
+    It carries the CRC-32C of itself, taken with zeros in that place: a record of it elsewhere
+    would have to be written at the same moment.
+    """
     root = {
         "zarr_format": 3,
         "node_type": "group",
-        "attributes": dict(attributes),
+        "attributes": {**attributes, "crc32c": _UNSEALED},
         "consolidated_metadata": {
             "kind": "inline",
             "must_understand": False,
             "metadata": {path: documents[path] for path in sorted(documents)},
         },
     }
-    return to_bytes(root)
+    data = to_bytes(root)
+    return data.replace(_seal(_UNSEALED), _seal(f"{checksum(data):08x}"), 1)
+
+
+def is_whole_root(data: bytes) -> bool:
+    """Whether a root document is what was written.
+
+    Examples
+    --------
+    >>> root = root_document({"id": "some"}, {})
+    >>> is_whole_root(root), is_whole_root(root.replace(b"some", b"sone"))
+    (True, False)
+    """
+    found = _SEAL.search(data)
+    if found is None:
+        return False
+    unsealed = data.replace(found[0], _seal(_UNSEALED), 1)
+    return found[0] == _seal(f"{checksum(unsealed):08x}")
+
+
+def _seal(crc32c: str) -> bytes:
+    return b'"crc32c": "%s"' % crc32c.encode()
 
 
 def root_attributes(cube_id: str, layout: CubeLayout, releases: Sequence[Any]) -> dict[str, Any]:

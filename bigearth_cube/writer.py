@@ -6,7 +6,7 @@ Nothing here touches a published shard; a release adds rows and becomes visible 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -25,7 +25,6 @@ from bigearth_cube.storage import Storage
 ZARR = "cube.zarr"
 """Hierarchy of a cube, below its prefix."""
 ROOT = "zarr.json"
-ROOT_RECORD = "ingest/root.json"
 
 
 @dataclass(frozen=True)
@@ -51,17 +50,21 @@ class CubeWriter:
 
     def put_documents(self, documents: Documents) -> list[StoredObject]:
         """Write group and array documents, and the names along their axes."""
-        written = [
-            self._put(f"{path}/{ROOT}", layouts.to_bytes(document))
+        return [self._put(key, data) for key, data in self.encoded_documents(documents).items()]
+
+    def encoded_documents(self, documents: Documents) -> dict[str, bytes]:
+        """Encode what ``put_documents`` writes, by key."""
+        encoded = {
+            f"{ZARR}/{path}/{ROOT}": layouts.to_bytes(document)
             for path, document in documents.items()
-        ]
+        }
         for path, names in layouts.axis_values(documents).items():
-            written += self.write_column(path, 0, np.array(names, dtype=object))
-        return written
+            encoded |= self.encoded_column(path, 0, np.array(names, dtype=object))
+        return encoded
 
     def put_shard(self, group: str, shard: int, data: bytes) -> StoredObject:
         """Put one shard, encoded; see ``shards.join_chunks``."""
-        return self._put(self.pixel_layout(group).key(shard), data)
+        return self._put(f"{ZARR}/{self.pixel_layout(group).key(shard)}", data)
 
     def pixel_layout(self, group: str) -> ArrayLayout:
         """Return how the pixel array of a group is stored."""
@@ -70,6 +73,26 @@ class CubeWriter:
 
     def write_column(self, path: str, start: int, values: NDArray[Any]) -> list[StoredObject]:
         """Write a column from row ``start`` on; older rows keep their values."""
+        encoded = self.encoded_column(path, start, values)
+        return [self._put(key, data) for key, data in encoded.items()]
+
+    def encoded_column(
+        self,
+        path: str,
+        start: int,
+        values: NDArray[Any],
+        read: Callable[[str], bytes] | None = None,
+    ) -> dict[str, bytes]:
+        """Encode what ``write_column`` writes, by key.
+
+        Parameters
+        ----------
+        path, start, values
+            As there.
+        read
+            Returns an object that older rows share, or raises NotFoundError; reads the cube where
+            it is None.
+        """
         import zarr
         from zarr.buffer.cpu import Buffer
 
@@ -86,7 +109,7 @@ class CubeWriter:
             first, last = chunk * chunk_rows, min((chunk + 1) * chunk_rows, n_rows)
             if first < start or stop < last:  # some of its rows stay as they are
                 with suppress(NotFoundError):
-                    stored[key] = Buffer.from_bytes(self.storage.read(key))
+                    stored[key] = Buffer.from_bytes((read or self.storage.read)(key))
         # zarr-python raises what its store does: it gets a dictionary, and storage gets the bytes.
         store = zarr.storage.MemoryStore(stored)
         # Empty chunks are written too, so that a missing one is always an error.
@@ -94,20 +117,13 @@ class CubeWriter:
             {"write_empty_chunks": True, "order": "C"}
         )
         array[start:stop] = values
-        return [
-            self._put(key.removeprefix(f"{ZARR}/"), stored[key].to_bytes()) for key in keys.values()
-        ]
+        return {key: stored[key].to_bytes() for key in keys.values()}
 
     def publish(self, releases: Sequence[Release]) -> StoredObject:
         """Put the root document: from here on readers see the last of ``releases``."""
         documents = [asdict(release) for release in releases]
         attributes = layouts.root_attributes(self.cube_id, self.layout, documents)
-        data = layouts.root_document(attributes, self.documents)
-        # Recorded first: a run killed in between publishes again, and then both agree.
-        root = StoredObject.of(f"{ZARR}/{ROOT}", data)
-        self.record(ROOT_RECORD, [root])
-        self.storage.write(root.key, data)
-        return root
+        return self._put(f"{ZARR}/{ROOT}", layouts.root_document(attributes, self.documents))
 
     def record(self, key: str, objects: Sequence[StoredObject]) -> None:
         """Keep the checksums of written objects, for verify."""
@@ -115,8 +131,8 @@ class CubeWriter:
         self.storage.write(key, data)
 
     def _put(self, key: str, data: bytes) -> StoredObject:
-        self.storage.write(f"{ZARR}/{key}", data)
-        return StoredObject.of(f"{ZARR}/{key}", data)
+        self.storage.write(key, data)
+        return StoredObject.of(key, data)
 
     def restating(self, release: str, columns: Iterable[str]) -> CubeWriter:
         """Return the writer of a release that states root columns anew, under ``labels/``."""

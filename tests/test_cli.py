@@ -279,9 +279,13 @@ def test_verify_exits_with_1_and_names_the_damaged_object(
     (tmp_path / "cube/cube.zarr/label_19/c/0/0").unlink()
     code, out, _ = run(capsys, "verify", str(tmp_path / "cube"), "--json")
     assert code == 1
+    patches = open_cube(cube_of_archive).items["id"].to_pylist()
+    key = "cube.zarr/label_19/c/0/0"
     assert json.loads(out)["damaged"] == [
-        {"key": "cube.zarr/label_19/c/0/0", "reason": "object is missing", "rows": [0, 255]}
+        {"key": key, "reason": "object is missing", "rows": [0, 255], "patches": patches}
     ]
+    _, out, _ = run(capsys, "verify", str(tmp_path / "cube"))
+    assert f"  {len(patches)} patches: {patches[0]} to {patches[-1]}" in out
 
 
 @pytest.mark.parametrize(

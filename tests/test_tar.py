@@ -450,6 +450,25 @@ def test_a_killed_run_of_v1_knows_all_labels_when_it_has_gone_on(
     assert stored(str(tmp_path)) == stored(from_folders["v1"])
 
 
+def test_a_cube_that_another_run_makes_while_lists_are_read_is_added_to(
+    tars: Callable[[str], list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s2, s1, _, *lists = tars("v2")
+    check = run_module.check_source
+
+    def meanwhile(*arguments: Any) -> None:
+        check(*arguments)
+        monkeypatch.setattr(run_module, "check_source", check)
+        ingest([s2, *lists], str(tmp_path))
+
+    monkeypatch.setattr(run_module, "check_source", meanwhile)
+    report = ingest([s2, s1, *lists], str(tmp_path))
+    assert_balanced(report)
+    assert report.release == "r2"
+    assert open_cube(str(tmp_path)).n_patches == report.n_rows
+    assert report.accounts["s1"].ingested == report.accounts["s1"].found > 0
+
+
 def test_what_is_wrong_with_the_json_of_v1_is_found_in_the_stream(
     archives: Path, tmp_path: Path
 ) -> None:

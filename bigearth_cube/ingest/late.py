@@ -24,7 +24,7 @@ from bigearth_cube.errors import MalformedPatchError
 from bigearth_cube.ingest.plan import Plan
 from bigearth_cube.ingest.shard import VIEWS, ShardAccount, kind_of, views_of
 from bigearth_cube.nomenclature import S1_GROUP
-from bigearth_cube.release import StoredObject, runs_of
+from bigearth_cube.release import runs_of
 
 
 @dataclass
@@ -175,11 +175,16 @@ def late_runs(
     return tuple(runs)
 
 
-def write_late_columns(
+def late_columns(
     plans: Sequence[Plan], accounts: Sequence[ShardAccount], before: Cube
-) -> list[StoredObject]:
-    """Say of older rows that their views are present, and of Sentinel-1 whose and when."""
-    objects = []
+) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Say of older rows that their views are present, and of Sentinel-1 whose and when.
+
+    Yields
+    ------
+    tuple
+        Path of the column, and its values from row 0 on.
+    """
     for plan in plans:
         (group,) = plan.filled
         rows = written_rows(plan, accounts)
@@ -196,8 +201,7 @@ def write_late_columns(
             else:
                 column = np.full(before.n_rows, "" if dtype is object else 0, dtype)
             column[rows] = values
-            objects += plan.writer.write_column(path, 0, column)
-    return objects
+            yield path, column
 
 
 def items_with_views(

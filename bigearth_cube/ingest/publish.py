@@ -1,15 +1,20 @@
-"""The end of an ingest: columns, items and documents, then the one PUT that publishes them."""
+"""The end of an ingest: columns, items and documents, then the one PUT that publishes them.
+
+All of them are made before the first is put: what it will write over is noted first.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
-from bigearth_cube import stac
+from bigearth_cube import pending, stac
 from bigearth_cube.archive import PatchSource, SetAside
 from bigearth_cube.cube import Cube, open_cube
 from bigearth_cube.errors import InvalidInputError
@@ -17,8 +22,8 @@ from bigearth_cube.ingest.columns import columns_of
 from bigearth_cube.ingest.facts import Facts, restated_columns, restated_items
 from bigearth_cube.ingest.late import (
     items_with_views,
+    late_columns,
     late_runs,
-    write_late_columns,
     written_rows,
 )
 from bigearth_cube.ingest.plan import Plan
@@ -69,7 +74,6 @@ def finish(
     StorageError
         If storage refuses or cannot be reached.
     """
-    # Columns and documents are the first that other runs write too.
     held.confirm()
     storage.remove_leftovers()
     plan, late = plans[0], plans[1:]
@@ -89,25 +93,29 @@ def finish(
     columns = columns_of(plan, records, rows, new_accounts) if records else {}
     restated = {} if before is None else dict(restated_columns(facts, before, plan.stop, columns))
     writer = plan.writer.restating(plan.release, restated) if restated else plan.writer
-    objects = [o for account in accounts for o in account.objects]
-    objects += writer.put_documents(writer.documents)
-    if before is not None:
-        for path in [path for path in columns if path not in before.documents]:
-            # What lies there is of a run that was given up: older rows say that they have nothing.
-            shape, dtype = (plan.start, *columns[path].shape[1:]), columns[path].dtype
-            nothing = np.full(shape, "" if dtype == object else 0, dtype)
-            objects += writer.write_column(path, 0, nothing)
-        objects += write_late_columns(late, accounts, before)
-    for path, values in columns.items():
-        objects += writer.write_column(path, plan.start, values)
-    for name, values in restated.items():
-        objects += writer.write_column(f"labels/{plan.release}/{name}", 0, values)
+    staged = writer.encoded_documents(writer.documents)
+
+    def read(key: str) -> bytes:
+        return staged[key] if key in staged else storage.read(key)
+
+    def stage(path: str, start: int, values: NDArray[Any]) -> None:
+        staged.update(writer.encoded_column(path, start, values, read))
 
     def put(key: str, data: bytes) -> str:
-        storage.write(key, data)
-        objects.append(StoredObject.of(key, data))
+        staged[key] = data
         return key
 
+    if before is not None:
+        for path in [path for path in columns if path not in before.documents]:
+            # The older rows say that they have nothing.
+            shape, dtype = (plan.start, *columns[path].shape[1:]), columns[path].dtype
+            stage(path, 0, np.full(shape, "" if dtype == object else 0, dtype))
+        for path, values in late_columns(late, accounts, before):
+            stage(path, 0, values)
+    for path, values in columns.items():
+        stage(path, plan.start, values)
+    for name, values in restated.items():
+        stage(f"labels/{plan.release}/{name}", 0, values)
     present = {
         path: np.isin(rows, [row for a in new_accounts for row in getattr(a, kind)])
         for kind, path in VIEWS.items()
@@ -156,10 +164,19 @@ def finish(
         }
         put(f"{plan.folder}/{name}.parquet", stac.parquet_bytes(pa.table(columns)))
     _put_descriptions(storage, writer, table_all, releases, put)
+    if before is not None:
+        pending.note(storage, plan.release, staged, before.recorded_objects())
+    # Columns and documents are the first that other runs write too.
+    held.confirm()
+    for key, data in staged.items():
+        storage.write(key, data)
+    objects = [o for account in accounts for o in account.objects]
+    objects += [StoredObject.of(key, data) for key, data in staged.items()]
     writer.record(f"{plan.folder}/objects.json", objects)
     clear(storage, plans)
     held.confirm()
     writer.publish(releases)
+    pending.forget(storage, plan.release)
     return open_cube(storage.url, storage.options)
 
 

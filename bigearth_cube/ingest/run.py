@@ -22,6 +22,7 @@ import distributed
 from distributed import CancelledError
 from distributed.comm.core import CommClosedError
 
+from bigearth_cube import pending
 from bigearth_cube.archive import PatchRecord, PatchSource, SetAside, TarSource
 from bigearth_cube.archive.base import KINDS, Kind
 from bigearth_cube.errors import InvalidInputError, StorageError
@@ -187,10 +188,15 @@ def ingest(
             if progress is not None:
                 progress(n_done, n_all)
 
+        if is_new and isinstance(source, TarSource) and storage.exists(f"{ZARR}/{ROOT}"):
+            source.read_names()  # another run has made the cube while lists were read
+            records = list(source.records())
         survey = take_survey(storage, source, records, cube_id)
         if require_complete and survey.absent:
             raise _incomplete(survey.absent)
         cube, old, late = survey.cube, survey.old, survey.late
+        if cube is not None:
+            pending.forget(storage, cube.release.name)  # a run may have been killed just after it
         new = list(survey.new)
         plan = None
         plans: list[Plan] = []
@@ -337,7 +343,7 @@ def _begin(
         if found != document:
             raise InvalidInputError(
                 f"an unfinished run of other patches lies in {storage.url}/{plan.folder}; finish "
-                f"it with the same sources, or remove that folder to give it up"
+                f"it with the same sources, or give it up: bec give-up {storage.url}"
             )
     kept = []
     for key, _ in storage.list(f"{plan.folder}/shards"):

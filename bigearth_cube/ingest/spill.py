@@ -27,42 +27,48 @@ def place_of(storage: Storage, plans: Sequence[Plan], spill: str | None) -> Stor
         URL that was asked for, with the options of the cube; None for where the run that is gone
         on with spilled, or below the cube.
     """
-    used = _used(storage, plans)
+    folder, digests = plans[0].folder, [plan.digest() for plan in plans]
+    used = _used(storage, folder)
     if spill is None and not used:
-        return storage.child(f"{plans[0].folder}/spill/{_name(storage, plans)}")
+        return storage.child(f"{folder}/spill/{_name(storage, digests)}")
     url = used[-1] if spill is None else Storage(spill, storage.options).url
     if url not in used:
-        storage.write(_record(plans), json.dumps([*used, url]).encode())
-    return _within(storage, plans, url)
+        storage.write(_record(folder), json.dumps([*used, url]).encode())
+    return _within(storage, digests, url)
 
 
 def clear(storage: Storage, plans: Sequence[Plan]) -> None:
     """Remove all that runs over these plans spilled, wherever, and the note of it."""
-    for key, _ in storage.list(f"{plans[0].folder}/spill"):
+    clear_all(storage, plans[0].folder, [plan.digest() for plan in plans])
+
+
+def clear_all(storage: Storage, folder: str, digests: Sequence[str]) -> None:
+    """Remove the same of plans of which only the digests are known."""
+    for key, _ in storage.list(f"{folder}/spill"):
         storage.delete(key)  # of runs over sources of other forms too
-    for url in _used(storage, plans):
-        place = _within(storage, plans, url)
+    for url in _used(storage, folder):
+        place = _within(storage, digests, url)
         for key, _ in place.list():
             place.delete(key)
-    storage.delete(_record(plans))
+    storage.delete(_record(folder))
 
 
-def _used(storage: Storage, plans: Sequence[Plan]) -> list[str]:
+def _used(storage: Storage, folder: str) -> list[str]:
     try:
-        urls: list[str] = json.loads(storage.read(_record(plans)))
+        urls: list[str] = json.loads(storage.read(_record(folder)))
     except NotFoundError:
         return []
     return urls
 
 
-def _record(plans: Sequence[Plan]) -> str:
-    return f"{plans[0].folder}/spill.json"
+def _record(folder: str) -> str:
+    return f"{folder}/spill.json"
 
 
-def _within(storage: Storage, plans: Sequence[Plan], url: str) -> Storage:
-    return Storage(url, storage.options).child(_name(storage, plans))
+def _within(storage: Storage, digests: Sequence[str], url: str) -> Storage:
+    return Storage(url, storage.options).child(_name(storage, digests))
 
 
-def _name(storage: Storage, plans: Sequence[Plan]) -> str:
-    lines = "\n".join([storage.url, *(plan.digest() for plan in plans)])
+def _name(storage: Storage, digests: Sequence[str]) -> str:
+    lines = "\n".join([storage.url, *digests])
     return hashlib.sha256(lines.encode()).hexdigest()[:16]
