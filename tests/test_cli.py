@@ -356,7 +356,7 @@ def test_refused_and_missing_on_s3_are_one_line_each(
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.slow)])
 def test_ctrl_c_says_that_half_an_archive_is_to_be_removed(workers: str, tmp_path: Path) -> None:
     folder = tmp_path / "archive"
     command = [sys.executable, "-m", "bigearth_cube", "synth", str(folder), "--workers", workers]

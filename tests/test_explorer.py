@@ -244,7 +244,7 @@ def test_what_the_service_refuses_is_said_in_its_words(page: Any, address: str) 
 
 
 @built
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
 def test_a_narrow_screen_scrolls_one_way_only(browser: Any, address: str, scheme: str) -> None:
     page = browser.new_page(viewport={"width": 380, "height": 800}, color_scheme=scheme)
     for view in ("map", "patches", "charts", "copy"):
@@ -258,7 +258,7 @@ def test_a_narrow_screen_scrolls_one_way_only(browser: Any, address: str, scheme
 
 
 @built
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
 def test_axe_finds_no_serious_fault(browser: Any, address: str, scheme: str) -> None:
     axe = FOLDER / "node_modules" / "axe-core" / "axe.min.js"
     if not axe.is_file():

@@ -53,7 +53,7 @@ def sound(cube: Cube) -> bool:
 
 
 @pytest.mark.parametrize("form", ["folder", "tar"])
-@pytest.mark.parametrize("version", ["v1", "v2"])
+@pytest.mark.parametrize("version", [pytest.param("v1", marks=pytest.mark.slow), "v2"])
 def test_a_cube_of_sentinel_2_gains_the_rest_without_touching_it(
     version: str, form: str, archives: Path, tmp_path: Path
 ) -> None:

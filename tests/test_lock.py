@@ -231,9 +231,10 @@ class BrokenIn(MemorySource):
 
     def read(self, record: PatchRecord) -> Patch:
         if not self.seen:
-            self.storage.write(LOCK, owner())
             if self.wait:
                 until_heard_of(lambda: self.storage.write(LOCK, owner()))
+            else:
+                self.storage.write(LOCK, owner())
         self.seen.append(record.id)
         return super().read(record)
 

@@ -426,6 +426,7 @@ def test_tars_beside_their_lists_are_read_once_and_give_the_same_cube(
     assert stored(str(tmp_path)) == stored(from_folders[version])
 
 
+@pytest.mark.slow
 def test_a_killed_run_of_v1_knows_all_labels_when_it_has_gone_on(
     tars: Callable[[str], list[str]],
     from_folders: dict[str, str],
@@ -603,6 +604,7 @@ def test_what_no_list_names_is_taken_up_unlabeled_by_the_next_run(
     assert unlabeled == table["patch_id"][:1].to_pylist()
 
 
+@pytest.mark.slow
 def test_a_spill_folder_serves_several_cubes_and_never_mixes_them(
     archives: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

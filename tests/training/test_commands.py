@@ -92,6 +92,7 @@ def test_evaluate_prints_a_table_and_json_of_the_same_figures(
     assert text.count("published") == 4
 
 
+@pytest.mark.slow
 def test_embed_writes_beside_the_cube(
     run_url: str, learnable_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

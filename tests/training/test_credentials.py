@@ -44,7 +44,9 @@ def contents(storage: Storage) -> Iterator[tuple[str, str]]:
         yield key, text
 
 
-@pytest.mark.parametrize("planted_in", ["storage_options", "environment"])
+@pytest.mark.parametrize(
+    "planted_in", ["storage_options", pytest.param("environment", marks=pytest.mark.slow)]
+)
 def test_a_secret_is_in_no_object_log_output_name_or_error(
     planted_in: str,
     s3_options: dict[str, str],

@@ -11,6 +11,7 @@ from training.demo import run_demo
 from training.recipes import recipe
 
 
+@pytest.mark.slow
 def test_the_demo_leaves_pictures_and_a_table_that_says_what_is_published(tmp_path: Path) -> None:
     lines: list[str] = []
     rows = run_demo(tmp_path / "demo", n_patches=60, n_epochs=1, seed=1, say=lines.append)

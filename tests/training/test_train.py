@@ -155,6 +155,7 @@ def test_where_patches_are_kept_changes_no_weight(
     assert second.loader_requests == second.loader_bytes == 0
 
 
+@pytest.mark.slow
 def test_averaged_weights_are_kept_as_the_best_and_taken_up_again(
     learnable: Cube, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -262,6 +263,7 @@ def test_a_run_of_damaged_checkpoints_alone_is_refused_by_their_name(
         run(learnable, str(tmp_path), small(), resume=True)
 
 
+@pytest.mark.slow
 def test_the_best_epoch_is_named_even_if_it_was_not_saved_at_once(
     learnable: Cube, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
