@@ -33,6 +33,12 @@ def written_to(url: str) -> tuple[int, int]:
     return len(stored), sum(size for key, size in stored if not key.startswith("ingest/"))
 
 
+def lasting(written: set[str]) -> set[str]:
+    """Leave out what is there only until a release is published."""
+    passing = ("/before/", "/pending.json", LOCK)
+    return {key for key in written if not any(part in key for part in passing)}
+
+
 def written_from_now_on(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """Keys of all objects that are written after the call."""
     written: set[str] = set()
@@ -112,7 +118,7 @@ def test_a_release_of_fewer_groups_beside_models_has_the_objects_of_its_forecast
     written = written_from_now_on(monkeypatch)
     report = ingest(sources, url, workers=1)
     assert (said.release, said.patches) == (report.release, 300) == ("r2", 300)
-    assert said.objects == len(written - {LOCK})
+    assert said.objects == len(lasting(written))
 
 
 def test_columns_of_a_new_group_are_foretold_from_their_first_row_on(
@@ -124,7 +130,7 @@ def test_columns_of_a_new_group_are_foretold_from_their_first_row_on(
     written = written_from_now_on(monkeypatch)
     ingest(MemorySource(5, first=20), str(tmp_path), workers=1)
     assert "cube.zarr/s1/r10m/present/c/0" in written
-    assert said.objects == len(written - {LOCK})
+    assert said.objects == len(lasting(written))
 
 
 def test_more_cores_do_not_read_a_tar_faster(archive: Path, tmp_path: Path) -> None:

@@ -246,6 +246,9 @@ def _tar_bytes(source: TarSource) -> int:
 def _n_objects(plans: Sequence[Plan], known: Collection[str], *, streamed: bool) -> int:
     """Objects that the plans write, the root and the records under ``ingest/`` among them.
 
+    What is there only until the release is published, spilled chunks and copies of what it writes
+    over, is not.
+
     What is not ``known``, the paths of the cube as it is, is written from its first row on.
     """
     plan = plans[0]
@@ -274,5 +277,5 @@ def _n_objects(plans: Sequence[Plan], known: Collection[str], *, streamed: bool)
         kinds = [k for k in KINDS if k == "s2" or VIEWS[k] in part.filled]
         n_kinds = len(kinds) if part is plan else 1
         accounts += len(part.shards()) * (n_kinds if streamed else 1)
-    # items, collection, intake; plan, quarantine, orphans, objects, root record
-    return n + accounts + 3 + 5
+    # items, collection, intake; plan, quarantine, orphans, objects
+    return n + accounts + 3 + 4
