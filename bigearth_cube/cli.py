@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import Any
@@ -238,12 +238,12 @@ def ingest(
     if as_json:
         click.echo(json.dumps(asdict(report), indent=1, default=str))
     else:
-        _print_report(report)
+        _print_report(report, sources)
     if report.quarantined:
         sys.exit(EXIT_QUARANTINE)
 
 
-def _print_report(report: Any) -> None:
+def _print_report(report: Any, sources: Sequence[str]) -> None:
     table = _table("", *ARCHIVE_FIELDS)
     for kind, account in report.accounts.items():
         if account.found:
@@ -256,16 +256,15 @@ def _print_report(report: Any) -> None:
         click.echo(f"resumed: {report.resumed_shards:,} shards were already written")
     if report.n_absent:
         click.echo(f"absent: {report.n_absent:,} patches that the lists hold are not in the source")
+    has_lists = any(source.endswith((".parquet", ".csv", ".csv.bz2")) for source in sources)
     if report.n_unlabeled:
-        click.echo(
-            f"without labels: {report.n_unlabeled:,} patches; run again with metadata.parquet "
-            f"(and metadata_for_patches_with_snow_cloud_or_shadow.parquet) to have them"
-        )
+        advice = "run again with metadata.parquet and metadata_for_patches_with_…parquet"
+        advice = "the lists that were given do not name them" if has_lists else advice
+        click.echo(f"without labels: {report.n_unlabeled:,} patches; {advice}")
     elif report.n_unsplit:
-        click.echo(
-            f"without a split: {report.n_unsplit:,} patches; run again with the official lists "
-            f"to have them"
-        )
+        advice = "run again with the official lists"
+        advice = "the lists that were given do not name them" if has_lists else advice
+        click.echo(f"without a split: {report.n_unsplit:,} patches; {advice}")
     if report.n_restated:
         click.echo(
             f"learned: labels, split, country or flags of {report.n_restated:,} rows of earlier "
@@ -342,12 +341,13 @@ def plan(
         return
     views = ", ".join(f"{n:,} {kind}" for kind, n in found.views.items() if n)
     minutes, seconds = divmod(round(found.seconds), 60)
+    took = f"{minutes} min {seconds} s" if minutes or seconds else "less than 1 s"
     for name, value in (
         ("release", found.release),
         ("patches", f"{found.patches:,} new rows; {views}"),
         ("read", f"{found.read_bytes / 1e9:,.3f} GB"),
         ("write", f"{found.write_bytes / 1e9:,.3f} GB in {found.objects:,} objects, a PUT each"),
-        ("time", f"{minutes} min {seconds} s on {found.workers} cores, network not counted"),
+        ("time", f"{took} on {found.workers} cores; network and reading of lists not counted"),
         ("keeping", f"${found.dollars_a_month:,.2f} a month ({found.prices})"),
         ("writing", f"${found.dollars_of_requests:,.4f} of requests"),
     ):

@@ -9,7 +9,7 @@ import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
@@ -52,7 +52,7 @@ class RowValues(Protocol):
         """Read some rows."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Cube:
     """An opened cube, as one release saw it. Make it with ``open_cube``.
 
@@ -73,11 +73,14 @@ class Cube:
     """
 
     storage: Storage
-    attributes: Mapping[str, Any] = field(repr=False)
-    documents: Documents = field(repr=False)
+    attributes: Mapping[str, Any]
+    documents: Documents
     release: Release
-    releases: tuple[Release, ...] = field(repr=False)
-    root: bytes = field(repr=False)
+    releases: tuple[Release, ...]
+    root: bytes
+
+    def __repr__(self) -> str:
+        return f"<Cube {self.id} {self.release.name}, {self.n_patches:,} patches, {self.url}>"
 
     @property
     def id(self) -> str:
@@ -753,6 +756,11 @@ def open_cube(
         data = storage.read(f"{ZARR}/{ROOT}")
     except NotFoundError:
         storage.check_bucket()
+        if storage.exists("ingest/r1/plan.json"):
+            raise NotFoundError(
+                f"no cube at {storage.url} yet: an ingest began and has not ended; run the same "
+                f"command again to go on, or undo it with 'bec give-up'"
+            ) from None
         raise NotFoundError(
             f"no cube at {storage.url}: expected {ZARR}/{ROOT} below it; "
             f"check the URL, or make a cube with 'bec ingest'"

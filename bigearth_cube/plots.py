@@ -90,10 +90,15 @@ def draw_counts(counts: Counts, title: str, path: str) -> None:
     panels = sides[1].subgridspec(len(small), 1, height_ratios=heights)
     for i, (name, table) in enumerate(small.items()):
         _draw(figure.add_subplot(panels[i]), name, table)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    """Write a picture in the format that its name ends with."""
     try:
-        figure.savefig(path)
+        figure.savefig(path, dpi=130)
     except ValueError as error:
-        raise InvalidInputError(f"cannot draw to {path!r}: {error}") from None
+        raise InvalidInputError(f"cannot draw to {str(path)!r}: {error}") from None
 
 
 def _draw(axes: Axes, title: str, table: Table) -> None:
@@ -257,7 +262,7 @@ def montage(
         _picture(axis, picture, patch.title)
         _labels(axis, _colored(patch.true, patch.predicted))
     _legend(figure, {RIGHT: "predicted and true", WRONG: "predicted, not true", MISSED: "missed"})
-    figure.savefig(path, format="png", dpi=130)
+    _save(figure, path)
 
 
 def look_alikes(
@@ -276,7 +281,7 @@ def look_alikes(
     for spine in axes[0].spines.values():
         spine.set(color=INK, linewidth=2.5)
     _legend(figure, {RIGHT: "label of the query", MISSED: "other label"})
-    figure.savefig(path, format="png", dpi=130)
+    _save(figure, path)
 
 
 def _colored(true: Sequence[str], predicted: Sequence[str]) -> list[tuple[str, str]]:

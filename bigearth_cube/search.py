@@ -210,7 +210,7 @@ class Searchable(Protocol):
         ...
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Selection:
     """Frozen rows of one release of one cube: what a training was given.
 
@@ -238,6 +238,10 @@ class Selection:
         rows = np.array(self.rows, np.int64)
         rows.flags.writeable = False
         object.__setattr__(self, "rows", rows)
+
+    def __repr__(self) -> str:
+        asked = f", {dict(self.query)}" if self.query else ""
+        return f"<Selection of {len(self):,} patches of {self.cube_id} {self.release}{asked}>"
 
     @classmethod
     def of(

@@ -487,3 +487,11 @@ def test_a_layout_that_cannot_be_is_refused() -> None:
 
 def test_runs_of_nothing_are_none() -> None:
     assert runs_of(np.empty(0, np.int64)) == ()
+
+
+def test_a_cube_and_a_selection_show_themselves_in_a_line(cube: Cube) -> None:
+    assert repr(cube) == f"<Cube bigearthnet-v2 r1, 600 patches, {cube.url}>"
+    train = cube.search(split="train")
+    assert repr(train) == (
+        f"<Selection of {len(train)} patches of bigearthnet-v2 r1, {{'split': 'train'}}>"
+    )

@@ -184,7 +184,7 @@ def test_a_first_run_that_is_given_up_leaves_an_empty_place(
         patched.setattr(run_module, "finish", dying)
         with pytest.raises(KilledError):
             ingest(FIRST, str(tmp_path), workers=1)
-    with pytest.raises(NotFoundError):
+    with pytest.raises(NotFoundError, match="has not ended; run the same command again"):
         open_cube(str(tmp_path))
     main(["give-up", str(tmp_path), "--json"])
     assert json.loads(capsys.readouterr().out)["release"] == "r1"

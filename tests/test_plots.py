@@ -9,7 +9,7 @@ import pytest
 from matplotlib import image
 
 from bigearth_cube.cube import Cube
-from bigearth_cube.errors import NotFoundError
+from bigearth_cube.errors import InvalidInputError, NotFoundError
 from bigearth_cube.plots import (
     MISSED,
     RIGHT,
@@ -97,3 +97,8 @@ def test_look_alikes_of_a_cube_are_drawn_with_their_labels(cube: Cube, tmp_path:
     with pytest.raises(NotFoundError, match="no patch 'nope'"):
         draw_look_alikes(cube, "nope", found, tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
+
+
+def test_a_picture_of_no_known_format_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match=r"cannot draw to .*picture\.foo"):
+        montage(random_patches(1), tmp_path / "picture.foo")

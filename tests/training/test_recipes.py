@@ -47,8 +47,8 @@ def test_reben_has_the_published_settings() -> None:
     config = recipe("reben-resnet50-s1-s2", "label_19")
     assert (config.batch_size, config.learning_rate, config.weight_decay) == (512, 1e-3, 0.01)
     assert config.schedule == "cosine"
-    steps = 100 * -(-237_871 // 512)
-    assert round(config.warmup * steps) == 1000
+    assert (config.warmup_steps, config.monitor, config.epochs) == (1000, "ap_macro", 100)
+    assert config.patience is not None
     assert recipe("timm:rdnet_base-s2", "label_19").weight_decay == 0.01
 
 
