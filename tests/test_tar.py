@@ -324,6 +324,42 @@ def test_a_killed_run_goes_on_and_parses_nothing_twice_that_was_kept(
     assert not [key for key, _ in Storage(tmp_path).list("ingest") if "spill" in key]
 
 
+def test_a_run_killed_at_its_end_parses_nothing_again_though_views_are_absent(
+    archives: Path,
+    tars: Callable[[str], list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    s2, s1, _, *lists = tars("v2")
+    files = files_of(archives / "v2" / V2[1])
+    kept = sorted({Path(path).parent.name for path in files})[20:]
+    some = {path: data for path, data in files.items() if Path(path).parent.name in kept}
+    fewer = write_tar(tmp_path / "BigEarthNet-S1.tar.zst", some)
+
+    def dying(*_: Any) -> Any:
+        raise KilledError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run_module, "finish", dying)
+        with pytest.raises(KilledError):
+            ingest([s2, fewer, *lists], str(tmp_path / "cube"))
+    parsed: list[str] = []
+    read = stream.read_view
+
+    def counted(record: Any, kind: Any, *arguments: Any) -> Any:
+        parsed.append(kind)
+        return read(record, kind, *arguments)
+
+    monkeypatch.setattr(stream, "read_view", counted)
+    shutil.copytree(tmp_path / "cube", tmp_path / "mended")
+    report = ingest([s2, fewer, *lists], str(tmp_path / "cube"))
+    assert parsed == []
+    assert report.accounts["s1"].ingested == len(kept) == 280
+    # The whole tar has another size: what was absent is looked for again.
+    report = ingest([s2, s1, *lists], str(tmp_path / "mended"))
+    assert report.accounts["s1"].ingested == 300
+
+
 def test_a_run_killed_with_all_its_threads_goes_on_to_the_same_bytes(
     tars: Callable[[str], list[str]], from_folders: dict[str, str], tmp_path: Path
 ) -> None:

@@ -25,6 +25,7 @@ from distributed.comm.core import CommClosedError
 from bigearth_cube import pending
 from bigearth_cube.archive import PatchRecord, PatchSource, SetAside, TarSource
 from bigearth_cube.archive.base import KINDS, Kind
+from bigearth_cube.archive.sources import size_of
 from bigearth_cube.errors import InvalidInputError, StorageError
 from bigearth_cube.ingest.late import late_plans, written_rows
 from bigearth_cube.ingest.plan import Plan, make_plan
@@ -214,7 +215,7 @@ def ingest(
             )
             plans = [plan, *late_plans(plan, late)]
             about = "" if cube is None else survey.facts.digest(cube.items)
-            done = _begin(storage, plans, about, streamed=isinstance(source, TarSource))
+            done = _begin(storage, plans, about, source)
             resumed = len({account.shard for account in done})
             place = place_of(storage, plans, spill)
             threads = workers or os.cpu_count() or 1
@@ -331,15 +332,21 @@ def _balance(
 
 
 def _begin(
-    storage: Storage, plans: Sequence[Plan], facts: str, *, streamed: bool
+    storage: Storage, plans: Sequence[Plan], facts: str, source: PatchSource
 ) -> list[ShardAccount]:
     """Record the plan, or find the same plan and what a run that did not end finished of it."""
     plan = plans[0]
-    key = f"{plan.folder}/plan.json"
+    place = f"{plan.folder}/plan.json"
     digests = [p.digest() for p in plans]
     document = {"digests": digests, "patches": len(plan.records), "facts": facts}
-    if not storage.write_new(key, json.dumps(document).encode()):
-        found = json.loads(storage.read(key))
+    streamed = isinstance(source, TarSource)
+    tars = source.tars if isinstance(source, TarSource) else ()
+    sizes = {os.path.basename(tar): size_of(tar) for tar in tars}
+    noted = json.dumps({**document, "tars": sizes}).encode()
+    same_tars = storage.write_new(place, noted)
+    if not same_tars:
+        found = json.loads(storage.read(place))
+        same_tars = found.pop("tars") == sizes and None not in sizes.values()
         if found != document:
             raise InvalidInputError(
                 f"an unfinished run of other patches lies in {storage.url}/{plan.folder}; finish "
@@ -351,11 +358,15 @@ def _begin(
         late = account.shard * plan.shard_rows < plan.start
         whole = account.kind is None
         # A shard with a fault is read again, its files may have been repaired since; so is one
-        # that a run over sources of another form wrote, whose bytes this run may write anew.
-        if account.quarantined or account.n_unseen or (not late and whole == streamed):
+        # that a run over sources of another form wrote, whose bytes this run may write anew, and
+        # one that lacks views which other tars than then may hold.
+        unseen = account.n_unseen and not same_tars
+        if account.quarantined or unseen or (not late and whole == streamed):
             storage.delete(key)
         else:
             kept.append(account)
+    if not same_tars:
+        storage.write(place, noted)
     return kept
 
 
