@@ -172,7 +172,7 @@ class RepeatedSource(MemorySource):
 
 
 @pytest.mark.benchmark(group="ingest of many pairs with maps, two threads: memory and time")
-@pytest.mark.parametrize("n_patches", [20_480, 51_200])
+@pytest.mark.parametrize("n_patches", [5_120, 20_480, 51_200])
 def test_memory_stays_and_time_grows_with_the_number_of_patches(
     benchmark: Any, tmp_path: Path, n_patches: int
 ) -> None:
