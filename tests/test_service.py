@@ -800,3 +800,31 @@ def test_nothing_that_the_openapi_allows_makes_the_service_fail(
 
         ask()
     assert asked > 25 * examples // 3
+
+
+def test_what_models_say_of_a_patch_is_told_highest_first_and_only_where_they_did(
+    tmp_path: Path,
+) -> None:
+    ingest(MemorySource(12), str(tmp_path), workers=1)
+    cube = open_cube(str(tmp_path))
+    scores = np.random.default_rng(0).random((cube.n_rows, 19), np.float32)
+    scores[cube.rows[3]] = np.nan
+    cube.write_predictions("good", scores, "label_19", {"threshold": 0.4})
+    open_cube(str(tmp_path)).write_predictions("bare", scores, "label_19")
+    ids = _ids(cube)
+    with TestClient(create_app([open_cube(str(tmp_path))])) as client:
+
+        def said(patch_id: str) -> Any:
+            answer = client.get(f"/collections/{cube.id}/items/{patch_id}/predictions")
+            assert answer.status_code == 200, answer.text
+            return answer.json()
+
+        told = {entry["model"]: entry for entry in said(ids[5])["models"]}
+        assert said(ids[3])["models"] == []
+        unknown = client.get(f"/collections/{cube.id}/items/none/predictions")
+    assert {name: entry["threshold"] for name, entry in told.items()} == {"good": 0.4, "bare": None}
+    expected = dict(zip(NAMES_19, scores[cube.rows[5]].tolist(), strict=True))
+    assert told["good"]["scores"] == pytest.approx(expected, abs=1e-4)
+    ranked = list(told["good"]["scores"].values())
+    assert ranked == sorted(ranked, reverse=True)
+    assert unknown.status_code == 404
