@@ -191,3 +191,13 @@ def test_a_first_run_that_is_given_up_leaves_an_empty_place(
     assert Storage(str(tmp_path)).list() == []
     with pytest.raises(InvalidInputError, match=r"no unfinished ingest in .*: nothing to give up"):
         give_up(str(tmp_path))
+
+
+def test_a_root_that_was_changed_before_it_was_opened_is_found(
+    published: Path, tmp_path: Path
+) -> None:
+    here = tmp_path / "cube"
+    shutil.copytree(published, here)
+    root = here / "cube.zarr/zarr.json"
+    root.write_bytes(root.read_bytes().replace(b"IGARSS", b"IGARSX").replace(b"reBEN", b"reBAN"))
+    assert faults(here) == ["cube.zarr/zarr.json: checksum within it is not that of the rest"]
