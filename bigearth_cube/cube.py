@@ -21,7 +21,12 @@ from bigearth_cube import layout as layouts
 from bigearth_cube import pending
 from bigearth_cube import search as searching
 from bigearth_cube.counts import Counts, count_patches
-from bigearth_cube.errors import CubeIntegrityError, InvalidInputError, NotFoundError
+from bigearth_cube.errors import (
+    CubeIntegrityError,
+    InvalidInputError,
+    NotFoundError,
+    StorageError,
+)
 from bigearth_cube.item_index import ItemIndex, one_array
 from bigearth_cube.layout import CubeLayout, Documents
 from bigearth_cube.lock import lock
@@ -758,7 +763,7 @@ def open_cube(
         data = storage.read(f"{ZARR}/{ROOT}")
     except NotFoundError:
         storage.check_bucket()
-        if storage.exists("ingest/r1/plan.json"):
+        if _has_begun(storage):
             raise NotFoundError(
                 f"no cube at {storage.url} yet: an ingest began and has not ended; run the same "
                 f"command again to go on, or undo it with 'bec give-up'"
@@ -796,6 +801,15 @@ def open_cube(
     later |= {f"labels/{r.name}" for r in releases[len(until) :] if r.label_arrays}
     documents = layouts.resized(layouts.without_groups(documents, later), until[-1].stop)
     return Cube(storage, attributes, documents, until[-1], until, data)
+
+
+def _has_begun(storage: Storage) -> bool:
+    """Whether a first ingest has begun; no server need answer more than GET for this advice."""
+    try:
+        storage.read("ingest/r1/plan.json")
+    except (NotFoundError, StorageError):
+        return False
+    return True
 
 
 def _read_table(storage: Storage, key: str) -> pa.Table:
