@@ -164,8 +164,8 @@ class PatchSource(Protocol):
     """Whatever can name its patches and read one of them can be ingested.
 
     ``records`` may be called more than once and yields the same records in the same order.
-    ``read`` is called in workers, so a source must pickle, and small: records travel on their
-    own. Accounts balance for each kind: what is found is a record (or a part of one), an orphan
+    ``read`` is called in workers, so a source must pickle, and small: each worker gets it, and
+    records travel on their own. Accounts balance for each kind: what is found is a record (or a part of one), an orphan
     or quarantined; what ``read`` then refuses, the caller counts as quarantined.
     """
 

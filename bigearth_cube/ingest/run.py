@@ -382,17 +382,20 @@ def _write_shards(
     n_done = sum(len(plan.records_of(shard)) for shard in finished)
     # A window, not the whole list: the records of a shard travel with its task.
     window = 2 * max(1, sum(client.nthreads().values()))
+    write = functools.partial(
+        write_shard, plan.writer, source=source, filled=plan.filled, folder=plan.folder
+    )
     try:
-        writer = client.scatter(plan.writer, broadcast=True, hash=False)
+        # Once to each worker, not with every shard: a source may be of any size.
+        task = client.scatter(write, broadcast=True, hash=False)
     except TimeoutError:
         raise StorageError(
             f"the Dask scheduler has no workers, or none that answer: {client!r}; start some"
         ) from None
-    task = functools.partial(write_shard, source=source, filled=plan.filled, folder=plan.folder)
 
     def submit(shard: int) -> distributed.Future[Any]:
         first = shard * plan.shard_rows
-        return client.submit(task, writer, shard, first, plan.records_of(shard), pure=False)
+        return client.submit(_call, task, shard, first, plan.records_of(shard), pure=False)
 
     running = distributed.as_completed(
         [submit(shard) for shard in itertools.islice(waiting, window)]
@@ -417,6 +420,15 @@ def _write_shards(
             running.add(submit(shard))
             break
         yield account
+
+
+def _call(
+    task: Callable[[int, int, Sequence[PatchRecord]], ShardAccount],
+    shard: int,
+    first_row: int,
+    records: Sequence[PatchRecord],
+) -> ShardAccount:
+    return task(shard, first_row, records)
 
 
 @contextmanager

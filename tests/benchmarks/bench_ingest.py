@@ -152,9 +152,6 @@ class RepeatedSource(MemorySource):
         super().__init__(n_patches)
         self._some = [pixels_of(i) for i in range(64)]
 
-    def __reduce__(self) -> tuple[type[RepeatedSource], tuple[int]]:
-        return RepeatedSource, (self.n_patches,)  # not with its pixels to every task
-
     def records(self) -> Iterator[PatchRecord]:
         places = 91**2
         for start, tile in zip(range(0, self.n_patches, places), tiles(), strict=False):
