@@ -107,6 +107,8 @@ def _prepare(database: Any, migrate: bool) -> None:
         )
     try:
         Loader(database).check_version()
+    except psycopg.Error:
+        raise  # a lost connection says nothing of versions
     except Exception as error:  # noqa: BLE001  # pypgstac raises nothing narrower
         raise InvalidInputError(f"{error} Bring it up to date with --migrate.") from None
 

@@ -195,3 +195,14 @@ def test_exporting_again_changes_nothing(loaded: str, cube: Cube) -> None:
 def test_a_database_out_of_reach_is_said_in_one_line(cube: Cube) -> None:
     with pytest.raises(StorageError, match=r"PostgreSQL refuses or cannot be reached: .*refused"):
         pgstac.export_pgstac(cube, "postgresql://bec@127.0.0.1:9/postgres")
+
+
+def test_a_connection_that_is_lost_is_not_taken_for_an_old_version(
+    loaded: str, cube: Cube, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose(_: Any) -> None:
+        raise psycopg.OperationalError("server closed the connection unexpectedly")
+
+    monkeypatch.setattr(pgstac.Loader, "check_version", lose)
+    with pytest.raises(StorageError, match="server closed the connection"):
+        pgstac.export_pgstac(cube, loaded)
