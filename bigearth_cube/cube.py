@@ -522,7 +522,8 @@ class Cube:
         may_be = set(pending.noted(self.storage, next_release))
         for done, stored in enumerate(objects, 1):
             reason = _fault(self.storage, stored, may_be)
-            if stored.key == f"{ZARR}/{ROOT}" and not layouts.is_whole_root(self.root):
+            is_root = stored.key == f"{ZARR}/{ROOT}"
+            if reason is None and is_root and not layouts.is_whole_root(self.root):
                 reason = "checksum within it is not that of the rest"
             rows = () if reason is None else self._rows_in(stored.key)
             yield done, None if reason is None else CubeIntegrityError(stored.key, reason, rows)

@@ -172,7 +172,7 @@ class CountedSource(MemorySource):
 
 
 def test_a_source_does_not_travel_with_every_shard(tmp_path: Path) -> None:
-    """It went with each: 51,200 patches took 2.2 GB where 0.9 GB is enough."""
+    """It went with each: 51,200 patches took 2.2 GB where 1.1 GB is enough."""
     ingest(CountedSource(1500), str(tmp_path), workers=1)
     assert CountedSource.n_pickled <= 1
 

@@ -165,8 +165,9 @@ class PatchSource(Protocol):
 
     ``records`` may be called more than once and yields the same records in the same order.
     ``read`` is called in workers, so a source must pickle, and small: each worker gets it, and
-    records travel on their own. Accounts balance for each kind: what is found is a record (or a part of one), an orphan
-    or quarantined; what ``read`` then refuses, the caller counts as quarantined.
+    records travel on their own. Accounts balance for each kind: what is found is a record (or a
+    part of one), an orphan or quarantined; what ``read`` then refuses, the caller counts as
+    quarantined.
     """
 
     @property

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import operator
 import os
 import time
 from collections import Counter
@@ -386,7 +387,7 @@ def _write_shards(
         write_shard, plan.writer, source=source, filled=plan.filled, folder=plan.folder
     )
     try:
-        # Once to each worker, not with every shard: a source may be of any size.
+        # Not with every shard: a source may be of any size.
         task = client.scatter(write, broadcast=True, hash=False)
     except TimeoutError:
         raise StorageError(
@@ -395,7 +396,7 @@ def _write_shards(
 
     def submit(shard: int) -> distributed.Future[Any]:
         first = shard * plan.shard_rows
-        return client.submit(_call, task, shard, first, plan.records_of(shard), pure=False)
+        return client.submit(operator.call, task, shard, first, plan.records_of(shard), pure=False)
 
     running = distributed.as_completed(
         [submit(shard) for shard in itertools.islice(waiting, window)]
@@ -420,15 +421,6 @@ def _write_shards(
             running.add(submit(shard))
             break
         yield account
-
-
-def _call(
-    task: Callable[[int, int, Sequence[PatchRecord]], ShardAccount],
-    shard: int,
-    first_row: int,
-    records: Sequence[PatchRecord],
-) -> ShardAccount:
-    return task(shard, first_row, records)
 
 
 @contextmanager
