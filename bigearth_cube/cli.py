@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bigearth_cube.errors import BigEarthCubeError, CubeIntegrityError, NotFoundError
-from bigearth_cube.terminal import dask_client, os_error_text, progress_bars
+from bigearth_cube.terminal import dask_client, os_error_text, progress_bars, silence_dask
 
 EXIT_DAMAGED, EXIT_WRONG, EXIT_QUARANTINE, EXIT_INTERRUPTED = 1, 2, 3, 130
 EXIT_NO_READER = 141  # as the shell has it of a process that SIGPIPE ended
@@ -218,8 +218,7 @@ def ingest(
       bec ingest --metadata-only metadata.parquet s3://bucket/bigearthnet-v2-catalog
     """
     ingesting = _extra("bigearth_cube.ingest")
-    # What Dask says of a task that fails, and of one that is stopped, is said here in one line.
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    silence_dask()
     with _client(scheduler) as client, _progress("ingesting", None) as advance:
         report = ingesting.ingest(
             list(sources),

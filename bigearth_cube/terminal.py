@@ -1,7 +1,8 @@
-"""What the commands share: bars with rate and time left, and a scheduler that answers."""
+"""What the commands share: bars with rate and time left, and a Dask that answers quietly."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -43,9 +44,21 @@ def progress_bars() -> Iterator[Progress]:
         yield progress
 
 
+def silence_dask() -> None:
+    """Keep what Dask says of its own tasks off standard error; the commands say it in one line.
+
+    Ctrl-C leaves such remarks too, of Tornado where a call had not begun. Dask sets the level of
+    each of these loggers when it is imported, so that comes first.
+    """
+    import distributed.config  # noqa: F401
+
+    for name in ("distributed", "distributed.client", "distributed.gc", "tornado.application"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
 @contextmanager
 def dask_client(address: str, *, timeout_s: float = 10) -> Iterator[Any]:
-    """Connect to a Dask scheduler.
+    """Connect to a Dask scheduler, and let it be silent.
 
     Parameters
     ----------
@@ -61,6 +74,7 @@ def dask_client(address: str, *, timeout_s: float = 10) -> Iterator[Any]:
     """
     from distributed import Client  # half a second that `--help` need not wait for
 
+    silence_dask()
     try:
         client = Client(address, timeout=timeout_s)
     except (OSError, ValueError) as error:

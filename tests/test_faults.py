@@ -80,16 +80,40 @@ def test_a_command_that_is_killed_or_interrupted_goes_on_to_the_same_objects(
         time.sleep(0.005)
     process.send_signal(end)
     _, told = process.communicate(timeout=60)
-    if end == signal.SIGINT and process.returncode != 0:  # else it had just finished
+    if end == signal.SIGINT and not (url / "cube.zarr/zarr.json").exists():  # else it had finished
         assert process.returncode == 130
         assert "interrupted; run the same command again to go on" in told
         assert "Traceback" not in told
-    if process.returncode != 0:
-        assert not (url / "cube.zarr/zarr.json").exists()
     done = subprocess.run(command(url), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     ingest(sources, str(tmp_path / "undisturbed"), workers=1)
     assert objects_of(str(url)) == objects_of(str(tmp_path / "undisturbed"))
+
+
+INTERRUPTED = """
+import logging, os, signal, threading, time
+import distributed
+from bigearth_cube.terminal import silence_dask
+logging.basicConfig()
+silence_dask()
+with distributed.LocalCluster(
+    n_workers=1, processes=False, dashboard_address=None
+) as cluster, distributed.Client(cluster) as client:
+    client.loop.add_callback(time.sleep, 0.5)  # so the call below has not begun when it is stopped
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+    try:
+        client.scatter(0)
+    except KeyboardInterrupt:
+        time.sleep(1)
+        print("interrupted")
+"""
+
+
+def test_dask_is_silent_of_a_call_that_is_interrupted_before_it_began() -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, check=True
+    )
+    assert (run.stdout, run.stderr) == ("interrupted\n", "")
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ import click
 
 from bigearth_cube.errors import BigEarthCubeError, InvalidInputError, NotFoundError, StorageError
 from bigearth_cube.nomenclature import NOMENCLATURES, SPLITS
-from bigearth_cube.terminal import dask_client, os_error_text, progress_bars
+from bigearth_cube.terminal import dask_client, os_error_text, progress_bars, silence_dask
 
 if TYPE_CHECKING:
     from bigearth_cube.cube import Cube
@@ -31,8 +31,6 @@ def main(argv: list[str] | None = None) -> None:
     """Run the command and turn errors into one line each."""
     logging.basicConfig(format="training: %(message)s", level=logging.WARNING, stream=sys.stderr)
     logging.getLogger("training").setLevel(logging.INFO)
-    # What Dask says of its own coming and going is not what was asked for.
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)
     try:
         cli.main(argv, prog_name="python -m training", standalone_mode=False)
     except (InvalidInputError, NotFoundError, StorageError) as error:
@@ -645,6 +643,7 @@ def _loading(engine: str, scheduler: str | None) -> Iterator[Any]:
         return
     from distributed import Client, LocalCluster
 
+    silence_dask()
     with (
         LocalCluster(
             processes=False, dashboard_address="127.0.0.1:0", worker_dashboard_address="127.0.0.1:0"

@@ -34,7 +34,7 @@ from bigearth_cube.nomenclature import GROUPS, SPLITS
 from bigearth_cube.plots import LabeledPatch, draw_look_alikes, montage, true_color
 from bigearth_cube.retrieval import neighbors
 from bigearth_cube.storage import Storage
-from bigearth_cube.terminal import progress_bars
+from bigearth_cube.terminal import progress_bars, silence_dask
 from training.baselines import band_table, baseline_rows
 from training.checkpoint import arranged, load
 from training.config import Config
@@ -129,8 +129,8 @@ def run_demo(
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    for noisy in ("distributed", "werkzeug"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
+    silence_dask()
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
     with (
         progress_bars() as progress,
         _s3(s3_url, say) as (prefix, options),
