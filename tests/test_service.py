@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import io
 import json
 import logging
@@ -13,12 +14,14 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import brotli
 import distributed
@@ -754,6 +757,24 @@ def test_bec_serve_starts_answers_and_stops_when_told(cube_url: str) -> None:
             process.wait(30)
         assert "GET /search 200" in said
         assert "Traceback" not in said
+
+
+@pytest.mark.slow
+def test_bec_serve_keeps_an_idle_connection_as_load_balancers_want(cube_url: str) -> None:
+    command = [sys.executable, "-m", "bigearth_cube", "serve", cube_url, "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        line = next(line for line in process.stderr if " at http" in line)
+        where = urlsplit(next(word for word in line.split() if word.startswith("http")))
+        connection = http.client.HTTPConnection(where.hostname or "", where.port)
+        try:
+            for idle_s in (0, 62):
+                time.sleep(idle_s)
+                connection.request("GET", "/search?limit=1")
+                assert json.load(connection.getresponse())["numberMatched"] == N
+        finally:
+            process.terminate()
+            connection.close()
 
 
 @pytest.mark.slow

@@ -19,6 +19,9 @@ from bigearth_cube.service.shelf import Shelf
 
 _CUBES: Final = "BEC_SERVE_CUBES"
 _GRACE_S: Final = 10
+_KEEP_ALIVE_S: Final = 75
+"""Longer than the 60 s after which a load balancer drops an idle connection: one that was closed
+here first would be given a request, and the client a 502."""
 _log = logging.getLogger(__name__)
 
 
@@ -83,7 +86,12 @@ def _serve_in_processes(
 
 
 def _settings() -> dict[str, Any]:
-    return {"log_config": None, "access_log": False, "timeout_graceful_shutdown": _GRACE_S}
+    return {
+        "log_config": None,
+        "access_log": False,
+        "timeout_graceful_shutdown": _GRACE_S,
+        "timeout_keep_alive": _KEEP_ALIVE_S,
+    }
 
 
 def from_environment() -> Any:

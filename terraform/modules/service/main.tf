@@ -123,6 +123,7 @@ resource "aws_lb" "this" {
   subnets                    = var.public_subnet_ids
   security_groups            = [aws_security_group.balancer.id]
   drop_invalid_header_fields = true
+  idle_timeout               = 60 # below the 75 s for which bec serve keeps an idle connection
   enable_deletion_protection = var.protected
   tags                       = var.tags
   #checkov:skip=CKV_AWS_150:set by the variable protected, true unless said otherwise
