@@ -91,20 +91,32 @@ def test_a_command_that_is_killed_or_interrupted_goes_on_to_the_same_objects(
 
 
 INTERRUPTED = """
-import logging, os, signal, threading, time
+import logging, os, signal, sys, threading, time, traceback
 import distributed
 from bigearth_cube.terminal import silence_dask
+
+def waits():
+    stack = traceback.walk_stack(sys._current_frames()[threading.main_thread().ident])
+    return any(frame.f_code.co_qualname == "sync.<locals>.wait" for frame, _ in stack)
+
+def interrupt():  # on the loop of Dask, which begins no call meanwhile
+    while not waits():
+        time.sleep(0.01)
+    time.sleep(0.1)
+    os.kill(os.getpid(), signal.SIGINT)
+    while waits():
+        time.sleep(0.01)
+
 logging.basicConfig()
 silence_dask()
 with distributed.LocalCluster(
     n_workers=1, processes=False, dashboard_address=None
 ) as cluster, distributed.Client(cluster) as client:
-    client.loop.add_callback(time.sleep, 0.5)  # so the call below has not begun when it is stopped
-    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+    client.loop.add_callback(interrupt)
     try:
         client.scatter(0)
     except KeyboardInterrupt:
-        time.sleep(1)
+        time.sleep(0.5)
         print("interrupted")
 """
 
