@@ -201,6 +201,10 @@ def test_items_are_what_pystac_reads() -> None:
     assert item.get_single_link("store").href == f"{CUBE_URL}/cube.zarr"  # type: ignore[union-attr]
 
 
+def test_an_answer_without_rows_has_no_items() -> None:
+    assert stac.items(table_of(FULL).slice(0, 0), cube_url=CUBE_URL) == []
+
+
 def test_unknown_properties_are_left_out_of_items() -> None:
     item = stac.items(table_of(BARE), cube_url=CUBE_URL)[0]
     assert None not in item["properties"].values()
