@@ -93,10 +93,8 @@ def items(table: pa.Table, *, cube_url: str) -> list[dict[str, Any]]:
         In the order of the table. Unknown properties are left out. Bands and classes are
         shared between items: copy before changing.
     """
-    if not len(table):
-        return []
     geometries = shapely.from_wkb(table["geometry"].to_numpy(zero_copy_only=False))
-    rings = shapely.get_coordinates(geometries).reshape(len(table), -1, 2)
+    rings = shapely.get_coordinates(geometries).reshape(-1, 5, 2)  # closed squares
     rows = table.drop_columns(["geometry"]).to_pylist()
     base = cube_url.rstrip("/") + "/"
     return [_item(row, ring, base) for row, ring in zip(rows, rings.tolist(), strict=True)]

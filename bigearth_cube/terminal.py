@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,20 +46,20 @@ def progress_bars() -> Iterator[Progress]:
 
 
 def silence_dask() -> None:
-    """Keep what Dask says of its own tasks off standard error; the commands say it in one line.
+    """Keep what Dask logs of failed and stopped tasks off standard error.
 
-    Ctrl-C leaves such remarks too, of Tornado where a call had not begun. Dask sets the level of
-    each of these loggers when it is imported, so that comes first.
+    The commands say it in one line. Ctrl-C leaves such remarks too, of Tornado where a call had
+    not begun. Dask sets the level of each of these loggers when it is imported, so that comes
+    first.
     """
-    import distributed.config  # noqa: F401
-
+    importlib.import_module("distributed")
     for name in ("distributed", "distributed.client", "distributed.gc", "tornado.application"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 @contextmanager
 def dask_client(address: str, *, timeout_s: float = 10) -> Iterator[Any]:
-    """Connect to a Dask scheduler, and let it be silent.
+    """Connect to a Dask scheduler, and silence what Dask logs.
 
     Parameters
     ----------

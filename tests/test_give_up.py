@@ -201,3 +201,14 @@ def test_a_root_that_was_changed_before_it_was_opened_is_found(
     root = here / "cube.zarr/zarr.json"
     root.write_bytes(root.read_bytes().replace(b"IGARSS", b"IGARSX").replace(b"reBEN", b"reBAN"))
     assert faults(here) == ["cube.zarr/zarr.json: checksum within it is not that of the rest"]
+
+
+def test_a_root_that_is_gone_is_not_called_changed(published: Path, tmp_path: Path) -> None:
+    here = tmp_path / "cube"
+    shutil.copytree(published, here)
+    root = here / "cube.zarr/zarr.json"
+    root.write_bytes(root.read_bytes().replace(b"IGARSS", b"IGARSX").replace(b"reBEN", b"reBAN"))
+    cube = open_cube(str(here))
+    root.unlink()
+    (fault,) = (fault for _, fault in cube.verify(cube.recorded_objects()) if fault)
+    assert str(fault) == "cube.zarr/zarr.json: object is missing"
