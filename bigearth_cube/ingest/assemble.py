@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from bigearth_cube.archive.base import Kind, SetAside
 from bigearth_cube.archive.pixels import BANDS
+from bigearth_cube.heap import keep_freed_memory
 from bigearth_cube.ingest.plan import Plan
 from bigearth_cube.ingest.shard import VIEWS, ShardAccount
 from bigearth_cube.nomenclature import S2_GROUPS
@@ -88,6 +89,7 @@ class Assembler:
         self._chunk_bytes = self._chunk_rows * sum(
             int(np.prod(x.patch_shape)) * np.dtype(x.dtype).itemsize for x in self._layouts.values()
         )
+        keep_freed_memory()
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="bec-encode")
         own = set(plan.shards())

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from bigearth_cube.archive import PatchRecord, PatchSource, SetAside
 from bigearth_cube.archive.base import Kind
 from bigearth_cube.errors import MalformedPatchError
+from bigearth_cube.heap import keep_freed_memory
 from bigearth_cube.nomenclature import MAP_GROUP, S1_GROUP
 from bigearth_cube.release import StoredObject
 from bigearth_cube.shards import encode_chunk, join_chunks
@@ -87,6 +88,7 @@ def write_shard(
     views of these rows may still come. A chunk is encoded when its patches are read: they are
     still in the cache then, and a shard in memory is its encoded bytes, not its 311 MB of pixels.
     """
+    keep_freed_memory()
     layouts = {path: writer.pixel_layout(path) for path in filled}
     chunk_rows = writer.layout.chunk_rows
     blocks: dict[str, NDArray[Any]] = {

@@ -16,6 +16,7 @@ import distributed
 import numpy as np
 from numpy.typing import NDArray
 
+from bigearth_cube.heap import keep_freed_memory
 from bigearth_cube.loader.blocks import BlockReader, Counters, Target
 from bigearth_cube.loader.plan import Block
 from bigearth_cube.loader.shared import (
@@ -24,7 +25,6 @@ from bigearth_cube.loader.shared import (
     NotSharedError,
     SharedArrays,
     Ticket,
-    keep_freed_memory,
     writing,
 )
 

@@ -14,7 +14,6 @@ scheduler) never writes into room that was given away.
 
 from __future__ import annotations
 
-import ctypes
 import math
 import mmap
 import os
@@ -22,7 +21,7 @@ import struct
 import sys
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +32,6 @@ if sys.platform == "linux":
     import fcntl
 
 _ALIGNMENT = mmap.PAGESIZE
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock: type, whence, start, length, pid
 
 
@@ -176,20 +174,6 @@ def writing(ticket: Ticket) -> Iterator[bool]:
         yield _lock(fd, ticket.number)
     finally:
         os.close(fd)
-
-
-def keep_freed_memory() -> None:
-    """Let the C library of this process keep 64 MB of freed memory for the next block.
-
-    Dask has its worker processes give back all but 64 KiB at once (``MALLOC_TRIM_THRESHOLD_``):
-    every buffer of compressed bytes would be fresh pages, 31 page faults a patch, and reading would
-    take half as much CPU time again.
-    """
-    if sys.platform == "linux":
-        with suppress(OSError, AttributeError):  # another C library than glibc
-            libc = ctypes.CDLL(None)
-            libc.mallopt(_M_TRIM_THRESHOLD, 64 << 20)
-            libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20)
 
 
 def _open(address: Address) -> int:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import distributed
 import numpy as np
 import pytest
 import zarr
@@ -43,6 +44,27 @@ def test_bec_ingest(
         ingest(source, str(tmp_path / str(next(urls))), profile=profile, workers=workers)
 
     benchmark.pedantic(run, rounds=3, warmup_rounds=1)
+    benchmark.extra_info["patches_per_s"] = round(N_PATCHES / benchmark.stats.stats.median)
+
+
+@folders
+@pytest.mark.parametrize("profile", ["default", "fast"])
+def test_bec_ingest_in_two_processes(
+    benchmark: Any, archive: Path, tmp_path: Path, profile: Any
+) -> None:
+    urls = iter(range(99))
+    source = [str(archive / "BigEarthNet-S2"), str(archive / "metadata.parquet")]
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address=None, memory_limit=0
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+
+        def run() -> None:
+            ingest(source, str(tmp_path / str(next(urls))), profile=profile, client=client)
+
+        benchmark.pedantic(run, rounds=3, warmup_rounds=1)
     benchmark.extra_info["patches_per_s"] = round(N_PATCHES / benchmark.stats.stats.median)
 
 
