@@ -642,6 +642,12 @@ def search(
 @click.option("-k", default=10, show_default=True, help="How many, 1 to 10,000.")
 @click.option("--model", help="Whose embeddings; not needed where the cube has one model.")
 @click.option(
+    "--query-model",
+    metavar="MODEL",
+    help="Embeddings that the query's vector is taken from, of the same space as --model: its "
+    "Sentinel-1 view finds Sentinel-2 views by --query-model NAME-s1 --model NAME-s2.",
+)
+@click.option(
     "--metric",
     type=click.Choice(["chi2", "cosine", "euclidean", "hamming"]),
     default="chi2",
@@ -671,6 +677,7 @@ def similar(
     patch_id: str,
     k: int,
     model: str | None,
+    query_model: str | None,
     metric: str,
     bbox: str | None,
     when: str | None,
@@ -696,6 +703,7 @@ def similar(
     found = retrieval.neighbors(
         opened,
         patch_id,
+        query_model=query_model,
         k=k,
         metric=metric,
         among=opened.search(**asked) if asked else None,
@@ -703,7 +711,9 @@ def similar(
     )
     if plots:
         model = index.origin.model
-        plots.draw_look_alikes(opened, patch_id, found, plot, f"Nearest by {metric} of {model}")
+        asked_by = f", asked by {query_model}" if query_model else ""
+        title = f"Nearest by {metric} of {model}{asked_by}"
+        plots.draw_look_alikes(opened, patch_id, found, plot, title)
         click.echo(f"drawn to {plot}", err=True)
     if as_json:
         click.echo(json.dumps([asdict(n) for n in found], indent=1))

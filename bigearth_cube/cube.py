@@ -342,7 +342,7 @@ class Cube:
                 return path, release.stop
         return None
 
-    def _stored_column(self, path: str) -> NDArray[Any]:
+    def _stored_column(self, path: str, rows: slice = slice(None)) -> NDArray[Any]:
         import zarr
         from zarr.buffer.cpu import Buffer
 
@@ -351,8 +351,10 @@ class Cube:
             raise InvalidInputError(f"no array {path!r} in cube {self.id!r}")
         n_rows = min(document["shape"][0], self.n_rows)
         chunk_rows = document["chunk_grid"]["configuration"]["chunk_shape"][0]
+        first, stop, _ = rows.indices(n_rows)
         tail = "/0" * (len(document["shape"]) - 1)
-        keys = [f"{ZARR}/{path}/c/{chunk}{tail}" for chunk in range(-(-n_rows // chunk_rows))]
+        chunks = range(first // chunk_rows, -(-stop // chunk_rows))
+        keys = [f"{ZARR}/{path}/c/{chunk}{tail}" for chunk in chunks]
         first_written, last_written = self._written(path)
 
         def read(numbered: tuple[int, str]) -> bytes | None:
@@ -367,14 +369,14 @@ class Cube:
                 ) from None
 
         with ThreadPoolExecutor(8) as pool:
-            data = dict(zip(keys, pool.map(read, enumerate(keys)), strict=True))
+            data = dict(zip(keys, pool.map(read, zip(chunks, keys, strict=True)), strict=True))
         # zarr-python fills what is missing and raises bare errors: it gets what was read.
         found = {f"{ZARR}/{path}/{ROOT}": layouts.to_bytes(document)}
         found |= {key: chunk for key, chunk in data.items() if chunk is not None}
         store = zarr.storage.MemoryStore({key: Buffer.from_bytes(b) for key, b in found.items()})
         array: Any = zarr.open_array(store=store, path=f"{ZARR}/{path}", mode="r")
         try:
-            values = np.asarray(array[:n_rows])
+            values = np.asarray(array[first:stop])
         except (ValueError, RuntimeError) as error:
             raise CubeIntegrityError(f"{ZARR}/{path}", f"cannot be decoded ({error})") from None
         return values
@@ -676,15 +678,22 @@ class Cube:
         """Names of the models whose predictions it has."""
         return self._models("predictions")
 
-    def embeddings(self, model: str) -> NDArray[np.float32]:
+    def embeddings(self, model: str, rows: slice = slice(None)) -> NDArray[np.float32]:
         """Return the vectors of every row, (n_rows, dim) float32; NaN where there is none.
+
+        Parameters
+        ----------
+        model
+            Name of the embeddings.
+        rows
+            Rows wanted, without a step; no others are read but those of the same chunks.
 
         Raises
         ------
         NotFoundError
             If the cube has none of that model.
         """
-        return self._of_model("embeddings", model)
+        return self._of_model("embeddings", model, rows)
 
     def predictions(self, model: str) -> NDArray[np.float32]:
         """Return the scores of every row, (n_rows, n_classes) float32; NaN where there is none.
@@ -696,13 +705,14 @@ class Cube:
         """
         return self._of_model("predictions", model)
 
-    def _of_model(self, kind: str, model: str) -> NDArray[np.float32]:
+    def _of_model(self, kind: str, model: str, rows: slice = slice(None)) -> NDArray[np.float32]:
         there = self._models(kind)
         if model not in there:
             raise NotFoundError(
                 f"no {kind} {model!r} in cube {self.id!r}; it has: {', '.join(there) or 'none'}"
             )
-        return np.asarray(self.column(f"{kind}/{model}/{layouts.MODEL_ARRAYS[kind]}"), np.float32)
+        path = f"{kind}/{model}/{layouts.MODEL_ARRAYS[kind]}"
+        return np.asarray(self._stored_column(path, rows), np.float32)
 
     def encoder(self, model: str) -> bytes:
         """Return what made the vectors of a model, as ONNX: patches in DN in, vectors out.

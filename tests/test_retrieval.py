@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from bigearth_cube import layout
 from bigearth_cube.cli import main
 from bigearth_cube.cube import Cube, open_cube
 from bigearth_cube.errors import InvalidInputError, NotFoundError
@@ -166,6 +167,105 @@ def test_the_model_is_needed_where_there_are_several(embedded: Cube, cube: Cube)
         neighbors(embedded, patch_id)
     with pytest.raises(NotFoundError, match=r"no embeddings in cube .*; write them with"):
         neighbors(cube, patch_id)
+
+
+@pytest.fixture(scope="module")
+def spaces(embedded: Cube, tmp_path_factory: pytest.TempPathFactory) -> Cube:
+    """The cube with embeddings of two sensors of one space, and others of another space."""
+    url = tmp_path_factory.mktemp("spaces") / "cube"
+    shutil.copytree(embedded.storage.url, url)
+    rng = np.random.default_rng(1)
+    for name, space in (("net-s2", "aa" * 32), ("net-s1", "aa" * 32), ("other-s1", "bb" * 32)):
+        cube = open_cube(str(url))
+        vectors = np.full((cube.n_rows, 16), np.nan, np.float32)
+        vectors[cube.rows] = np.maximum(rng.normal(size=(600, 16)), 0)
+        if name == "net-s1":
+            vectors[cube.rows[7]] = np.nan  # a patch without this view
+        cube.write_embeddings(name, vectors, {"space": space})
+    return open_cube(str(url))
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_queries_of_one_sensor_find_what_a_plain_scan_of_the_other_finds(
+    spaces: Cube, metric: Metric
+) -> None:
+    asked, found_NF = spaces.embeddings("net-s1"), spaces.embeddings("net-s2")
+    ids = dict(
+        zip(spaces.items["bec:row"].to_pylist(), spaces.items["id"].to_pylist(), strict=True)
+    )
+    row = int(spaces.rows[11])
+    far = dict(
+        zip(spaces.rows.tolist(), scan(found_NF[spaces.rows], asked[row], metric), strict=True)
+    )
+    del far[row]  # its own view of the other sensor is no look-alike
+    found = neighbors(spaces, ids[row], model="net-s2", query_model="net-s1", k=9, metric=metric)
+    assert [n.row for n in found] == sorted(far, key=lambda r: (round(far[r], 12), r))[:9]
+    index = VectorIndex.of(spaces, "net-s2")
+    same = neighbors(spaces, ids[row], query_model="net-s1", k=9, metric=metric, index=index)
+    assert same == found
+    itself = neighbors(spaces, ids[row], model="net-s2", query_model="net-s2", k=9, metric=metric)
+    assert itself == neighbors(spaces, ids[row], model="net-s2", k=9, metric=metric)
+    assert itself != found
+
+
+def test_models_of_different_spaces_or_of_none_are_not_compared(
+    spaces: Cube, capsys: pytest.CaptureFixture[str]
+) -> None:
+    patch_id = spaces.items["id"][0].as_py()
+    refused = {
+        "other-s1": r"'other-s1' \(space bbbbbbbbbbbb\) and 'net-s2' \(space aaaaaaaaaaaa\) are of "
+        r"different spaces: .*; choose two that one checkpoint gave",
+        "relu": "embeddings 'relu' do not say of which space they are.*; write them again",
+    }
+    for query_model, said in refused.items():
+        with pytest.raises(InvalidInputError, match=said):
+            neighbors(spaces, patch_id, model="net-s2", query_model=query_model)
+    with pytest.raises(NotFoundError, match="no embeddings 'none' in cube"):
+        neighbors(spaces, patch_id, model="net-s2", query_model="none")
+    with pytest.raises(InvalidInputError, match="choose one of: net-s1, net-s2, other-s1, relu"):
+        neighbors(spaces, patch_id, query_model="net-s1")
+    without = spaces.items["id"].to_pylist()[
+        spaces.items["bec:row"].to_pylist().index(int(spaces.rows[7]))
+    ]
+    with pytest.raises(NotFoundError, match="has no embedding of model 'net-s1'"):
+        neighbors(spaces, without, model="net-s2", query_model="net-s1")
+    assert len(neighbors(spaces, without, model="net-s2")) == 10
+    ask = ["similar", spaces.storage.url, "--patch", patch_id, "--model", "net-s2", "--json"]
+    main([*ask, "--query-model", "net-s1"])
+    found = json.loads(capsys.readouterr().out)
+    expected = neighbors(spaces, patch_id, model="net-s2", query_model="net-s1")
+    assert [n["id"] for n in found] == [n.id for n in expected]
+    with pytest.raises(SystemExit) as ended:
+        main([*ask, "--query-model", "other-s1"])
+    assert ended.value.code == 2
+    assert "are of different spaces" in capsys.readouterr().err
+
+
+def test_of_a_slice_of_the_vectors_only_its_chunks_are_read(
+    spaces: Cube, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layout, "MODEL_CHUNK_ROWS", 100)
+    shutil.copytree(spaces.storage.url, tmp_path / "cube")
+    cube = open_cube(str(tmp_path / "cube"))
+    vectors = np.random.default_rng(0).random((cube.n_rows, 3), np.float32)
+    cube.write_embeddings("chunked", vectors)
+    cube, read = open_cube(cube.storage.url), []
+    storage_read = cube.storage.read
+
+    def noted(key: str) -> bytes:
+        read.append(key.rpartition("/c/")[2])
+        return storage_read(key)
+
+    monkeypatch.setattr(cube.storage, "read", noted)
+    for rows, chunks in (
+        (slice(250, 251), ["2/0"]),
+        (slice(199, 201), ["1/0", "2/0"]),
+        (slice(100, 200), ["1/0"]),
+        (slice(None), [f"{n}/0" for n in range(-(-cube.n_rows // 100))]),
+    ):
+        np.testing.assert_array_equal(cube.embeddings("chunked", rows), vectors[rows])
+        assert sorted(read, key=lambda key: int(key[:-2])) == chunks
+        read.clear()
 
 
 def test_chi2_refuses_negative_features_and_cosine_takes_them(embedded: Cube) -> None:

@@ -654,6 +654,69 @@ def test_a_wrong_query_for_look_alikes_is_refused_in_words(
     assert said in answer.json()["description"]
 
 
+@pytest.fixture(scope="module")
+def two_sensors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[TestClient, Cube]]:
+    """A cube with embeddings of two models of one space, and of one of another."""
+    url = str(tmp_path_factory.mktemp("sensors") / "cube")
+    ingest(MemorySource(30), url, workers=1, cube_id="sensors")
+    cube = open_cube(url)
+    vectors = np.full((cube.n_rows, 4), np.nan, np.float32)
+    for row, name in zip(cube.rows.tolist(), _ids(cube), strict=True):
+        vectors[row] = _features(pixels_of(index_of(name)).s2["s2/r10m"])
+    for model, values, space in (
+        ("net-s2", vectors, "aa"),
+        ("net-s1", vectors[:, ::-1], "aa"),
+        ("other-s1", vectors, "bb"),
+    ):
+        about = {"encoder": f"embeddings/{model}/encoder.onnx", "space": space}
+        open_cube(url).write_embeddings(model, values, about, encoder=_encoder())
+    cube = open_cube(url)
+    with TestClient(create_app([cube]), raise_server_exceptions=False) as client:
+        yield client, cube
+
+
+def test_a_query_of_one_model_finds_answers_of_another_of_its_space(
+    two_sensors: tuple[TestClient, Cube],
+) -> None:
+    client, cube = two_sensors
+    name = _ids(cube)[9]
+    query = {"k": "5", "model": "net-s2", "query-model": "net-s1"}
+    expected = neighbors(cube, name, k=5, model="net-s2", query_model="net-s1")
+    found = _ranked(client.get(f"/collections/sensors/items/{name}/similar", params=query))
+    assert [one for one, _ in found] == [neighbor.id for neighbor in expected]
+    assert [far for _, far in found] == pytest.approx([n.score for n in expected])
+    item = {"collection": "sensors", "id": name}
+    posted = client.post("/collections/sensors/similar", json={**query, "k": 5, "item": item})
+    assert _ranked(posted) == found
+    # The query's own model reads what is posted: here its encoder is that of net-s2.
+    pixels = pixels_of(index_of(name)).s2["s2/r10m"]
+    bands = dict(zip(("B02", "B03", "B04", "B08"), pixels.tolist(), strict=True))
+    posted = client.post("/collections/sensors/similar", json={**query, "k": 5, "bands": bands})
+    assert _ranked(posted)[0] == (name, pytest.approx(0, abs=1e-3))
+    models = client.get("/collections/sensors/models").json()["models"]
+    assert {model["name"]: model["space"] for model in models} == {
+        "net-s1": "aa",
+        "net-s2": "aa",
+        "other-s1": "bb",
+    }
+
+
+def test_a_query_of_a_model_of_another_space_is_refused_in_words(
+    two_sensors: tuple[TestClient, Cube],
+) -> None:
+    client, cube = two_sensors
+    url = f"/collections/sensors/items/{_ids(cube)[9]}/similar"
+    answer = client.get(url, params={"model": "net-s2", "query-model": "other-s1"})
+    assert answer.status_code == 400
+    assert "'other-s1' (space bb) and 'net-s2' (space aa) are of different" in answer.text
+    body = {**_posted(), "model": "net-s2", "query-model": "other-s1"}
+    answer = client.post("/collections/sensors/similar", json=body)
+    assert answer.status_code == 400
+    assert "are of different spaces" in answer.json()["description"]
+    answer = client.get(url, params={"model": "net-s2", "query-model": "none"})
+    assert answer.status_code == 404
+
+
 def test_nan_in_posted_bands_is_refused(twin_client: TestClient) -> None:
     body = json.dumps(_posted(B04=[[float("nan")] * 120] * 120))
     headers = {"Content-Type": "application/json"}

@@ -29,7 +29,7 @@ class BandTable:
     Attributes
     ----------
     means_NB, stds_NB
-        Of all pixels of a band, DN; bands of 10 m, then 20 m, then 60 m.
+        Of all pixels of a band, DN (dB of Sentinel-1), group by group.
     labels_NC
         uint8, 0 or 1.
     """
@@ -40,21 +40,25 @@ class BandTable:
 
 
 def band_table(
-    cube: Cube, selection: Selection, labels: str, engine: Engine = "threads"
+    cube: Cube,
+    selection: Selection,
+    labels: str,
+    engine: Engine = "threads",
+    groups: tuple[str, ...] = _S2,
 ) -> BandTable:
     """Read patches and reduce each band of each to its mean and standard deviation.
 
     Raises
     ------
     InvalidInputError
-        If the selection is empty or has rows without those labels.
+        If the selection is empty or has rows without those labels or without a view asked for.
     """
     means, stds, truth = [], [], []
-    with evaluation_loader(cube, selection, _S2, labels, engine) as loader:
+    with evaluation_loader(cube, selection, groups, labels, engine) as loader:
         for batch in loader.epoch(0):
             pairs = [
                 torch.std_mean(torch.from_numpy(batch.images[path]).float(), dim=(2, 3))
-                for path in _S2
+                for path in groups
             ]
             stds.append(torch.cat([std for std, _ in pairs], 1).numpy())
             means.append(torch.cat([mean for _, mean in pairs], 1).numpy())

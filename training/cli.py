@@ -483,6 +483,11 @@ def embed(
 @cli.command()
 @click.argument("cube")
 @click.option("--model", help="Whose embeddings; not needed where the cube has one model.")
+@click.option(
+    "--query-model",
+    metavar="MODEL",
+    help="Embeddings of the queries, of the same space as --model.",
+)
 @click.option("--queries", type=_split_choice, default="test", show_default=True)
 @click.option("--answers", type=_split_choice, default="train", show_default=True)
 @click.option("--queries-selection", metavar="FILE", help="Queries, instead of --queries.")
@@ -503,6 +508,7 @@ def embed(
 def retrieve(
     cube: str,
     model: str | None,
+    query_model: str | None,
     queries: str,
     answers: str,
     queries_selection: str | None,
@@ -517,7 +523,8 @@ def retrieve(
     """Measure look-alikes by the labels they share with their queries.
 
     Beside the model stand random features and band statistics. Precision, recall and F are of
-    shared labels, averaged over answers and queries; ACG is the labels shared.
+    shared labels, averaged over answers and queries; ACG is the labels shared. With --query-model
+    queries are of one sensor and answers of another, each way, beside each sensor alone.
 
     \b
     Example:
@@ -532,6 +539,7 @@ def retrieve(
             queries=_select(opened, queries, queries_selection),
             answers=_select(opened, answers, answers_selection),
             model=model,
+            query_model=query_model,
             labels=labels or {"v1": "label_43", "v2": "label_19"}[opened.archive],
             k=k,
             metric=metric,  # type: ignore[arg-type]  # click checked it

@@ -59,6 +59,11 @@ class Config:
         0 weighs every label alike. Above, to below 1, presence and absence of each class are
         weighed by one over their effective number (1 - b^n) / (1 - b), after Cui et al.,
         "Class-Balanced Loss Based on Effective Number of Samples" (2019).
+    contrast
+        Weight of the contrast between views (``losses.contrast_of_views``) beside the loss of the
+        labels of each view; above 0 only for a model of several views. Validation is of labels.
+    temperature
+        What cosines are divided by in that contrast; above 0.
     ema
         Decay a step of the averaged weights that are validated and kept as the best; None
         validates the weights themselves.
@@ -110,6 +115,8 @@ class Config:
     loss: LossName = "bce"
     loss_q: float = 0.7
     class_balance: float = 0.0
+    contrast: float = 0.0
+    temperature: float = 0.1
     ema: float | None = None
     monitor: Monitor = "f1"
     patience: int | None = None
@@ -162,6 +169,11 @@ class Config:
             raise InvalidInputError(
                 f"{self.warmup_steps} warm-up steps, class balance {self.class_balance}, loss q "
                 f"{self.loss_q}; expected at least 0, 0 to below 1, and above 0 to 1"
+            )
+        if not 0 <= self.contrast < math.inf or not 0 < self.temperature < math.inf:
+            raise InvalidInputError(
+                f"contrast {self.contrast} at temperature {self.temperature}; expected at least 0, "
+                f"and above 0"
             )
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise InvalidInputError(f"gradients cut to norm {self.clip_norm}; expected above 0")

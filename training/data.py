@@ -25,6 +25,7 @@ from training.config import Config, Precision
 from training.distributed import ALONE, Team
 from training.feed import Feed, TensorBatch
 from training.models import Network
+from training.models.layers import PerView
 
 logger = logging.getLogger(__name__)
 
@@ -157,18 +158,16 @@ class Pass(nn.Module):
         self._compiled_rows = compiled_rows
         self._compiled = torch.compile(self._score, dynamic=False) if compiled_rows else self._score
 
-    def forward(self, images: Mapping[str, Tensor], symmetry_B: Tensor | None) -> Tensor:
-        """Score every class: logits_BC."""
+    def forward(self, images: Mapping[str, Tensor], symmetry_B: Tensor | None) -> Tensor | PerView:
+        """Score every class: what the network's ``outputs`` are."""
         n_rows = len(next(iter(images.values())))
         score = self._compiled if n_rows == self._compiled_rows else self._score
-        logits_BC: Tensor = score(images, symmetry_B)
-        return logits_BC
+        return score(images, symmetry_B)
 
-    def _score(self, images: Mapping[str, Tensor], symmetry_B: Tensor | None) -> Tensor:
+    def _score(self, images: Mapping[str, Tensor], symmetry_B: Tensor | None) -> Tensor | PerView:
         if symmetry_B is not None:
             images = {path: transformed(dn_BCYX, symmetry_B) for path, dn_BCYX in images.items()}
-        logits_BC: Tensor = self.network(images)
-        return logits_BC
+        return self.network.outputs(images)
 
 
 def transformed(dn_BCYX: Tensor, symmetry_B: Tensor) -> Tensor:

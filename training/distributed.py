@@ -58,6 +58,24 @@ class Team:
             dist.all_reduce(tensor)
         return tensor
 
+    def whole_batch(self, rows: Tensor, part: slice, n_rows: int) -> Tensor:
+        """Put together the rows that the ranks have of a batch; gradients return to all of them.
+
+        Parameters
+        ----------
+        rows
+            This rank's rows, of a floating type.
+        part, n_rows
+            Which rows of the batch, of ``n_rows``, these are.
+        """
+        if self.world_size == 1:
+            return rows
+        before = rows.new_zeros((part.start, *rows.shape[1:]))
+        after = rows.new_zeros((n_rows - part.stop, *rows.shape[1:]))
+        # A sum, for ranks may have different numbers of rows, or none.
+        whole: Tensor = _Sum.apply(torch.cat([before, rows, after]))  # type: ignore[no-untyped-call]
+        return whole
+
     def agreed(self, value: _T) -> _T:
         """Return the first rank's value on every rank."""
         if self.world_size == 1:
@@ -180,6 +198,22 @@ def share_dropout(network: nn.Module, part: slice, n_rows: int) -> None:
     for module in network.modules():
         if isinstance(module, ByteDropout):
             module.part, module.n_rows = part, n_rows
+
+
+class _Sum(torch.autograd.Function):
+    """Sum over all ranks; on the way back, the sum of what all ranks make of it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+        total = grad_outputs[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
 
 
 class _Normalize(torch.autograd.Function):

@@ -76,8 +76,10 @@ def embed(
 ) -> list[Embedded]:
     """Compute the features of all patches and write them as ``embeddings/<name>/vector``.
 
-    A part is kept once it is done, so a killed run goes on where it stopped. Labels are not needed: patches without them are embedded too; those without a view that the network
-    reads are not.
+    A part is kept once it is done, so a killed run goes on where it stopped. Labels are not needed:
+    patches without them are embedded too; those without a view that the encoder reads are not.
+    Embeddings of several encoders of one checkpoint are of one space, which they name: queries of
+    one find answers of the other.
 
     Parameters
     ----------
@@ -133,7 +135,12 @@ def embed(
         parts.compute(engine, device, progress)
         onnx = as_onnx(encoder.cpu(), {**about, "archive": cube.archive, "name": model})
         if out is None:
-            told = {**about, "encoder": encoder_key(model)}
+            told = {
+                **about,
+                "encoder": encoder_key(model),
+                "groups": list(encoder.groups),
+                "space": checkpoint.weights_digest,
+            }
             cube.write_embeddings(model, parts, told, encoder=onnx)
             parts.remove()
             url = f"{cube.url}/cube.zarr/embeddings/{model}"

@@ -1,9 +1,12 @@
 """What a step minimizes: a value for each label of each patch, by the choice of a config.
 
-Axes: B row of a batch, C class, N row of everything to train on, S absence and presence.
+Axes: B row of a batch, C class, N row of everything to train on, S absence and presence, V view,
+F feature.
 """
 
 from __future__ import annotations
+
+from itertools import permutations
 
 import numpy as np
 import torch
@@ -52,6 +55,56 @@ class MultiLabelLoss(nn.Module):
         if self.weights_SC is not None:
             loss_BC = loss_BC * torch.where(labels_BC > 0, self.weights_SC[1], self.weights_SC[0])
         return loss_BC
+
+
+def contrast_of_views(
+    features_NVF: Tensor,
+    labels_NC: Tensor,
+    temperature: float,
+    anchors: slice = slice(None),
+) -> Tensor:
+    """Cross-entropy of finding, by one view of a patch, its like among another view of all.
+
+    After Khosla et al., "Supervised Contrastive Learning" (2020), between views, each way, as CLIP
+    has it: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision"
+    (2021). Patches of several labels are alike in part: a positive is weighed by the Jaccard
+    index of its labels and the anchor's, so the anchor's own other view weighs most.
+
+    Parameters
+    ----------
+    features_NVF
+        Of each view of the patches of a batch; only their directions count.
+    labels_NC
+        0 or 1.
+    temperature
+        What cosines are divided by.
+    anchors
+        Rows whose loss is asked for; the others are only found.
+
+    Returns
+    -------
+    Tensor
+        loss_B of the anchors: mean over ordered pairs of views.
+
+    Examples
+    --------
+    >>> views_NVF = torch.eye(2)[:, None].expand(2, 2, 2)  # two patches, each view the same
+    >>> [round(loss, 3) for loss in contrast_of_views(views_NVF, torch.eye(2), 1.0).tolist()]
+    [0.313, 0.313]
+    """
+    shared_BN = labels_NC[anchors] @ labels_NC.T
+    n_labels_N = labels_NC.sum(1)
+    either_BN = n_labels_N[anchors, None] + n_labels_N - shared_BN
+    # A patch is like itself, without labels too.
+    itself_BN = torch.eye(len(labels_NC), device=labels_NC.device)[anchors]
+    alike_BN = torch.maximum(shared_BN / either_BN.clamp(min=1), itself_BN)
+    alike_BN = alike_BN / alike_BN.sum(1, keepdim=True)
+    unit_VNF = F.normalize(features_NVF, dim=2).unbind(1)
+    losses = [
+        -(alike_BN * F.log_softmax(asks_NF[anchors] @ found_NF.T / temperature, dim=1)).sum(1)
+        for asks_NF, found_NF in permutations(unit_VNF, 2)
+    ]
+    return torch.stack(losses).mean(0)
 
 
 def label_weights(labels_NC: NDArray[np.uint8], balance: float) -> Tensor:

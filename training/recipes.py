@@ -47,6 +47,22 @@ def tb_cnn_mm(labels: str) -> Config:
     return replace(tb_cnn(labels), recipe="tb-cnn-mm", model="tb-cnn-mm")
 
 
+def tb_cnn_contrastive(labels: str) -> Config:
+    """TB-CNN for Sentinel-2 and one for Sentinel-1, whose features are made comparable.
+
+    Ours: the settings of `tb_cnn`, and beside the labels of each view a contrast between the
+    views: supervised (Khosla et al. 2020, whose temperature .1 it is), symmetric as in CLIP
+    (Radford et al. 2021); see ``losses.contrast_of_views``.
+    """
+    return replace(
+        tb_cnn(labels),
+        recipe="tb-cnn-contrastive",
+        model="tb-cnn-contrastive",
+        contrast=1.0,
+        temperature=0.1,
+    )
+
+
 def s_cnn_rgb(labels: str) -> Config:
     """S-CNN of three bands, the 2019 paper's: 100 epochs at 1e-3.
 
@@ -150,6 +166,8 @@ def small(published: Callable[[str], Config], labels: str) -> Config:
         model=config.model,
         weights=config.weights,
         frozen=config.frozen,
+        contrast=config.contrast,
+        temperature=config.temperature,
         batch_norm_patches=512 if config.model.startswith(("tb-cnn", "s-cnn")) else 0,
     )
 
@@ -158,6 +176,7 @@ def _published() -> dict[str, Callable[[str], Config]]:
     named: dict[str, Callable[[str], Config]] = {
         "tb-cnn": tb_cnn,
         "tb-cnn-mm": tb_cnn_mm,
+        "tb-cnn-contrastive": tb_cnn_contrastive,
         "s-cnn-rgb": s_cnn_rgb,
         "s-cnn-all": s_cnn_all,
         "inception-v2": inception_v2,

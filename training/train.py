@@ -45,10 +45,10 @@ from training.data import (
 from training.distributed import ALONE, Team, share_dropout, synchronized
 from training.feed import Cache, Feed, TensorBatch
 from training.history import EpochLine, read_history, write_history
-from training.losses import MultiLabelLoss, label_weights
+from training.losses import MultiLabelLoss, contrast_of_views, label_weights
 from training.metrics import average_precision
 from training.models import Network, build
-from training.models.layers import measuring_batch_norm, set_prior_bias
+from training.models.layers import PerView, measuring_batch_norm, set_prior_bias
 from training.predict import Predictions, predict
 
 logger = logging.getLogger(__name__)
@@ -142,7 +142,7 @@ def fit(
     ------
     InvalidInputError
         If a selection does not suit, ``out`` holds a run and ``resume`` is False, or it holds
-        a run of another config or selection.
+        a run of another config or selection; or if a contrast of views is asked of a model of one.
     NonFiniteLossError
         If a loss is no finite number; of a batch in training the rows are saved first. Finished
         epochs are saved too, as they are on an interrupt.
@@ -175,6 +175,11 @@ def fit(
 
     torch.manual_seed(config.seed)
     model = arranged(build(config.model, len(class_names), cube.archive).to(device), config)
+    if config.contrast and len(model.encoders()) == 1:
+        raise InvalidInputError(
+            f"contrast {config.contrast} between views, but model {config.model!r} has one; expected "
+            f"0, or a model of several, such as tb-cnn-contrastive"
+        )
     if config.frozen:
         model.freeze()
     if team.world_size > 1:
@@ -369,23 +374,45 @@ def train_step(
     loss_of
         What is minimized.
     config
-        Precision, and what the gradient is cut to.
+        Precision, what the contrast of views weighs, and what the gradient is cut to.
     team
         Who shares the batch.
     """
     if team.world_size > 1:
         share_dropout(score, batch.part, batch.n_rows)
     with autocast(config.precision, batch.labels_BC.device):
-        logits_BC = score(batch.images, batch.symmetry_B)
-    n_labels = batch.n_rows * batch.labels_BC.shape[1]
-    loss = loss_of(logits_BC.float(), batch.labels_BC).sum() / n_labels
+        outputs = score(batch.images, batch.symmetry_B)
+    loss: Tensor
+    if isinstance(outputs, PerView):
+        loss = _loss_of_views(outputs, batch, loss_of, config, team)
+    else:
+        n_labels = batch.n_rows * batch.labels_BC.shape[1]
+        loss = loss_of(outputs.float(), batch.labels_BC).sum() / n_labels
     optimizer.zero_grad(set_to_none=True)
     # Gradients are averaged over the ranks, but each has only its part of the sum.
-    (loss * team.world_size).backward()
+    (loss * team.world_size).backward()  # type: ignore[no-untyped-call]
     if config.clip_norm is not None:
         nn.utils.clip_grad_norm_(score.parameters(), config.clip_norm)
     optimizer.step()
     return team.sum(loss.detach())
+
+
+def _loss_of_views(
+    outputs: PerView, batch: TensorBatch, loss_of: MultiLabelLoss, config: Config, team: Team
+) -> Tensor:
+    """Add up this rank's part of the loss: labels of each view, and the contrast of the views."""
+    logits_BVC = outputs.logits_BVC.float()
+    labels_BVC = batch.labels_BC[:, None].expand_as(logits_BVC)
+    n_labels = batch.n_rows * math.prod(logits_BVC.shape[1:])
+    loss: Tensor = loss_of(logits_BVC, labels_BVC).sum() / n_labels
+    if config.contrast:
+        features_NVF, labels_NC = (
+            team.whole_batch(rows, batch.part, batch.n_rows)
+            for rows in (outputs.features_BVF.float(), batch.labels_BC)
+        )
+        apart_B = contrast_of_views(features_NVF, labels_NC, config.temperature, batch.part)
+        loss = loss + config.contrast * apart_B.sum() / batch.n_rows
+    return loss
 
 
 @dataclass(frozen=True, slots=True)

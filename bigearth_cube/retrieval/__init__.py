@@ -16,7 +16,14 @@ from numpy.typing import NDArray
 from bigearth_cube.cube import Cube
 from bigearth_cube.errors import InvalidInputError
 from bigearth_cube.retrieval.distances import METRICS, Metric, distances
-from bigearth_cube.retrieval.index import Nearest, Origin, VectorIndex
+from bigearth_cube.retrieval.index import (
+    Nearest,
+    Origin,
+    VectorIndex,
+    asking_model,
+    stored_vector,
+    the_model,
+)
 from bigearth_cube.retrieval.scores import RetrievalScores, evaluate
 from bigearth_cube.search import Selection
 
@@ -61,6 +68,7 @@ def neighbors(
     patch_id: str,
     *,
     model: str | None = None,
+    query_model: str | None = None,
     k: int = 10,
     metric: Metric = "chi2",
     among: Selection | None = None,
@@ -77,6 +85,9 @@ def neighbors(
     model
         Name under which the embeddings were stored; may be None where the cube has one model,
         or an index is given.
+    query_model
+        Embeddings that the query's vector is taken from, where they are others of the same space:
+        those of its Sentinel-1 view, say, to find answers by their Sentinel-2 views.
     k
         How many, 1 to 10,000; fewer come where there are fewer.
     metric
@@ -91,14 +102,17 @@ def neighbors(
     Raises
     ------
     InvalidInputError
-        If k is out of range, the query has no embedding, chi2 is asked of negative features, no
-        model is named and the cube has several, or index or selection are of another cube.
+        If k is out of range, chi2 is asked of negative features, no model is named and the cube
+        has several, the two models are of different spaces, or index or selection are of another
+        cube.
     NotFoundError
-        If the cube lacks the patch or the model.
+        If the cube lacks the patch or a model, or the query has no embedding.
     """
     row = cube.row_of(patch_id)
     if index is None:
-        index = VectorIndex.of(cube, model)
+        name = the_model(cube, model)
+        asking_model(cube, name, query_model)  # refuses before 300 MB are read
+        index = VectorIndex.of(cube, name)
     origin = index.origin
     if (origin.cube_id, origin.release) != (cube.id, cube.release.name):
         raise InvalidInputError(
@@ -106,10 +120,10 @@ def neighbors(
             f"release {cube.release.name!r} of {cube.id!r}; make it anew"
         )
     rows = None if among is None else _rows_of(cube, among)
+    asking = asking_model(cube, origin.model, query_model)
+    vector_F = index.vector_of(row) if asking == origin.model else stored_vector(cube, asking, row)
     # One more than asked: the query finds itself, unless others are as near and come before it.
-    found = index.nearest(
-        index.vector_of(row)[None], _one_more(k, len(index)), metric=metric, among=rows
-    )
+    found = index.nearest(vector_F[None], _one_more(k, len(index)), metric=metric, among=rows)
     pairs = [
         (int(at), float(distance))
         for at, distance in zip(found.rows_QK[0], found.distances_QK[0], strict=True)

@@ -414,6 +414,66 @@ def the_model(cube: Cube, model: str | None) -> str:
     return model or there[0]
 
 
+def asking_model(cube: Cube, model: str, query_model: str | None) -> str:
+    """Return the model whose vectors are the queries: ``model`` itself if none is named.
+
+    Parameters
+    ----------
+    cube
+        A cube with embeddings of both.
+    model
+        Whose vectors are the answers.
+    query_model
+        Whose vectors are the queries, of the same space: of another encoder of one checkpoint,
+        such as that of Sentinel-1.
+
+    Raises
+    ------
+    NotFoundError
+        If the cube lacks the query's model.
+    InvalidInputError
+        If the two are of different spaces, or do not say of which they are.
+    """
+    if query_model is None or query_model == model:
+        return model
+    the_model(cube, query_model)
+    spaces = {
+        name: cube.documents[f"embeddings/{name}"].get("attributes", {}).get("space")
+        for name in (query_model, model)
+    }
+    silent = [name for name, space in spaces.items() if space is None]
+    if silent:
+        raise InvalidInputError(
+            f"embeddings {silent[0]!r} do not say of which space they are, so {query_model!r} and "
+            f"{model!r} cannot be compared; write them again with 'python -m training embed'"
+        )
+    if spaces[query_model] != spaces[model]:
+        said = " and ".join(f"{name!r} (space {spaces[name][:12]})" for name in spaces)
+        raise InvalidInputError(
+            f"embeddings {said} are of different spaces: a distance between them means nothing; "
+            f"choose two that one checkpoint gave"
+        )
+    return query_model
+
+
+def stored_vector(cube: Cube, model: str, row: int) -> NDArray[np.float32]:
+    """Read the vector, (dim,), of one row, at the price of one chunk.
+
+    Raises
+    ------
+    NotFoundError
+        If the cube lacks the model, or the row has no vector.
+    CubeIntegrityError
+        If the chunk is damaged.
+    StorageError
+        If storage refuses or cannot be reached.
+    """
+    vector: NDArray[np.float32] = cube.embeddings(model, slice(row, row + 1))[0]
+    if np.isnan(vector[0]):
+        raise NotFoundError(f"row {row} has no embedding of model {model!r}")
+    return vector
+
+
 def origin_of(cube: Cube, model: str) -> Origin:
     """Say what the vectors of a model in a cube are, at the price of one request."""
     attributes = cube.documents[f"embeddings/{model}"].get("attributes", {})

@@ -14,7 +14,13 @@ from bigearth_cube.errors import CubeIntegrityError, InvalidInputError, NotFound
 from bigearth_cube.item_index import Places
 from bigearth_cube.nomenclature import GROUPS
 from bigearth_cube.retrieval.distances import Metric, check_metric
-from bigearth_cube.retrieval.index import MAX_K, VectorIndex, the_model
+from bigearth_cube.retrieval.index import (
+    MAX_K,
+    VectorIndex,
+    asking_model,
+    stored_vector,
+    the_model,
+)
 from bigearth_cube.search import Question
 from bigearth_cube.service.shelf import Served
 
@@ -47,15 +53,16 @@ class LookAlikes:
 
     def models(self) -> list[dict[str, Any]]:
         """Describe the models whose embeddings the cube has."""
-        documents = self._served.cube.documents
-        return [
-            {
-                "name": name,
-                "features": documents[f"embeddings/{name}/vector"]["shape"][1],
-                "encoder": "encoder" in documents[f"embeddings/{name}"].get("attributes", {}),
-            }
-            for name in self._served.cube.embedded
-        ]
+        documents, described = self._served.cube.documents, []
+        for name in self._served.cube.embedded:
+            about = documents[f"embeddings/{name}"].get("attributes", {})
+            features = documents[f"embeddings/{name}/vector"]["shape"][1]
+            # Models of one space may ask each other.
+            space = {"space": about["space"]} if "space" in about else {}
+            described.append(
+                {"name": name, "features": features, "encoder": "encoder" in about, **space}
+            )
+        return described
 
     def of_patch(
         self,
@@ -63,6 +70,7 @@ class LookAlikes:
         *,
         k: int = 10,
         model: str | None = None,
+        query_model: str | None = None,
         metric: Metric = "chi2",
         among: Question = ANY,
     ) -> tuple[Places, NDArray[np.float64]]:
@@ -76,6 +84,8 @@ class LookAlikes:
             How many, 1 to 10,000; fewer come where there are fewer.
         model
             Whose embeddings; may be None where the cube has one model.
+        query_model
+            Whose embeddings the query is of, where they are others of the same space.
         metric
             See ``retrieval.distances``.
         among
@@ -89,20 +99,25 @@ class LookAlikes:
         Raises
         ------
         NotFoundError
-            If the cube lacks the model, or the patch has no embedding of it.
+            If the cube lacks a model, or the patch has no embedding of it.
         InvalidInputError
-            If k or the metric is out of range, or the model is to be named.
+            If k or the metric is out of range, the model is to be named, or the two models are of
+            different spaces.
         CubeIntegrityError
             If what holds the vectors is missing or damaged.
         StorageError
             If storage refuses or cannot be reached.
         """
         self._check(k, metric)
-        vectors = self._of_model(model)
+        cube = self._served.cube
+        name = the_model(cube, model)
+        asking = asking_model(cube, name, query_model)
         row = int(self._served.index.rows[place])
+        vectors = self._of_model(name)
+        vector = vectors.vector_of(row) if asking == name else stored_vector(cube, asking, row)
         # One more: the query finds itself, unless others are as near and come before it.
         most = min(k + 1, max(MAX_K, k))
-        rows, distances = self._nearest(vectors, vectors.vector_of(row), most, metric, among)
+        rows, distances = self._nearest(vectors, vector, most, metric, among)
         others = rows != row
         return self._places(rows[others][:k]), distances[others][:k]
 
@@ -112,6 +127,7 @@ class LookAlikes:
         *,
         k: int = 10,
         model: str | None = None,
+        query_model: str | None = None,
         metric: Metric = "chi2",
         among: Question = ANY,
     ) -> tuple[Places, NDArray[np.float64]]:
@@ -120,8 +136,9 @@ class LookAlikes:
         Parameters
         ----------
         pixels
-            Pixels by group, as a cube stores them; those that the model reads are enough.
-        k, model, metric, among
+            Pixels by group, as a cube stores them; those that the model reads are enough. It is
+            the query's model that reads them, where one is named.
+        k, model, query_model, metric, among
             As in ``of_patch``.
 
         Raises
@@ -139,12 +156,12 @@ class LookAlikes:
         """
         self._check(k, metric)
         name = the_model(self._served.cube, model)
-        vector = self._encode(name, pixels)
+        vector = self._encode(asking_model(self._served.cube, name, query_model), pixels)
         rows, distances = self._nearest(self._of_model(name), vector, k, metric, among)
         return self._places(rows), distances
 
-    def groups_read(self, model: str | None) -> tuple[str, ...]:
-        """Return the groups that a model reads.
+    def groups_read(self, model: str | None, query_model: str | None = None) -> tuple[str, ...]:
+        """Return the groups that are read of a query: by its own model, where one is named.
 
         Raises
         ------
@@ -153,11 +170,12 @@ class LookAlikes:
         NotFoundError
             If the cube lacks the model.
         InvalidInputError
-            If the model is to be named.
+            If the model is to be named, or the two are of different spaces.
         CubeIntegrityError
             If the encoder cannot be read.
         """
-        session = self._encoder(the_model(self._served.cube, model))
+        name = the_model(self._served.cube, model)
+        session = self._encoder(asking_model(self._served.cube, name, query_model))
         return tuple(_INPUTS[given.name] for given in session.get_inputs())
 
     def _check(self, k: int, metric: str) -> None:

@@ -145,7 +145,7 @@ def router_of(shelf: Shelf, client: CoreClient) -> APIRouter:
         other, place = _posted_item(shelf, given.item or {})
         if other is served:
             return client.ranked(request, served, *alike[collection_id].of_patch(place, **how))
-        groups = alike[collection_id].groups_read(how["model"])
+        groups = alike[collection_id].groups_read(how["model"], how["query_model"])
         pixels = {group: pictures[other.name].pixels(place, group) for group in groups}
         return client.ranked(request, served, *alike[collection_id].of_pixels(pixels, **how))
 
@@ -199,7 +199,8 @@ def router_of(shelf: Shelf, client: CoreClient) -> APIRouter:
 def _how(given: dict[str, Any]) -> dict[str, Any]:
     """Take what is said of the neighbors wanted."""
     among = requests.question_of(given)
-    return {name: given[name] for name in ("k", "model", "metric")} | {"among": among}
+    names = ("k", "model", "query_model", "metric")
+    return {name: given[name] for name in names} | {"among": among}
 
 
 def _posted_item(shelf: Shelf, item: dict[str, Any]) -> tuple[Served, int]:

@@ -127,6 +127,13 @@ class SimilarGet(QuestionGet):
     model: Annotated[
         str | None, Query(description="Whose embeddings; not needed where there is one model.")
     ] = attr.ib(default=None)
+    query_model: Annotated[
+        str | None,
+        Query(
+            alias="query-model",
+            description="Embeddings that the query is of, where they are others of the same space.",
+        ),
+    ] = attr.ib(default=None)
     metric: Annotated[Metric, Query(description="Distance.")] = attr.ib(default="chi2")
 
 
@@ -190,6 +197,7 @@ class SimilarPost(_SearchConditions):
     item: dict[str, Any] | None = Field(None, description="A STAC item of any cube served here.")
     k: int = 10
     model: str | None = None
+    query_model: str | None = Field(None, alias="query-model")
     metric: Metric = "chi2"
 
 

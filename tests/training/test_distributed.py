@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from training import train as training_loop
 from training.checkpoint import newest_whole
 from training.distributed import ALONE, joined, synchronized
 from training.history import EpochLine, read_history
+from training.losses import contrast_of_views
 from training.recipes import recipe
 from training.train import fit
 
@@ -36,8 +38,8 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def train_as(rank: int, world_size: int, port: int, cube_url: str, out: str) -> None:
-    """Train as one of some processes; leaves the rows and losses of each step beside the run."""
+def become(rank: int, world_size: int, port: int) -> None:
+    """Say what torchrun says to its processes."""
     os.environ.update(
         RANK=str(rank),
         WORLD_SIZE=str(world_size),
@@ -47,6 +49,13 @@ def train_as(rank: int, world_size: int, port: int, cube_url: str, out: str) -> 
         MASTER_PORT=str(port),
     )
     torch.set_num_threads(1)
+
+
+def train_as(
+    rank: int, world_size: int, port: int, cube_url: str, out: str, recipe_name: str
+) -> None:
+    """Train as one of some processes; leaves the rows and losses of each step beside the run."""
+    become(rank, world_size, port)
     seen: list[tuple[list[int], float]] = []
     step = training_loop.train_step
 
@@ -57,13 +66,20 @@ def train_as(rank: int, world_size: int, port: int, cube_url: str, out: str) -> 
 
     training_loop.train_step = noted
     cube = open_cube(cube_url)
-    train = cube.search(ids=cube.search(split="train").ids.to_pylist()[:N_TRAIN])
+    train, validation = (cube.search(split=split) for split in ("train", "validation"))
+    if "s1/r10m" in cube.layout.groups:
+        there = cube.column("s1/r10m/present")
+        train, validation = (
+            cube.search(ids=s.ids.filter(there[s.rows].tolist()).to_pylist())
+            for s in (train, validation)
+        )
+    train = cube.search(ids=train.ids.to_pylist()[:N_TRAIN])
     with joined() as team:
         fit(
             cube,
-            recipe("tb-cnn-small", "label_19", **SETTINGS),
+            recipe(recipe_name, "label_19", **SETTINGS),
             train=train,
-            validation=cube.search(split="validation"),
+            validation=validation,
             out=out,
             cache="host",
             team=team,
@@ -71,20 +87,34 @@ def train_as(rank: int, world_size: int, port: int, cube_url: str, out: str) -> 
     Path(out, f"rank-{rank}.json").write_text(json.dumps(seen))
 
 
-def trained(world_size: int, cube_url: str, out: Path) -> list[tuple[list[int], float]]:
-    """Rows of each step, over all ranks in their order, and its loss."""
+def run_together(target: Callable[..., None], world_size: int, *arguments: str) -> None:
+    """Run a function as each of some processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["training.train"])
-    arguments = (world_size, port, cube_url, str(out))
-    ranks = [context.Process(target=train_as, args=(r, *arguments)) for r in range(world_size)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(240)
-        assert process.exitcode == 0
+    ranks = [
+        context.Process(target=target, args=(r, world_size, port, *arguments))
+        for r in range(world_size)
+    ]
+    try:
+        for process in ranks:
+            process.start()
+        for process in ranks:
+            process.join(240)
+            assert process.exitcode == 0
+    finally:
+        for process in ranks:
+            if process.is_alive():
+                process.kill()
+
+
+def trained(
+    world_size: int, cube_url: str, out: Path, recipe_name: str = "tb-cnn-small"
+) -> list[tuple[list[int], float]]:
+    """Rows of each step, over all ranks in their order, and its loss."""
+    run_together(train_as, world_size, cube_url, str(out), recipe_name)
     seen = [json.loads((out / f"rank-{rank}.json").read_text()) for rank in range(world_size)]
     for steps in zip(*seen, strict=True):
         assert len({loss for _, loss in steps}) == 1  # every rank knows the loss over all
@@ -118,6 +148,62 @@ def test_two_and_four_processes_take_the_steps_of_one(learnable_url: str, tmp_pa
             found = ours_now[name]
             # Batch norm over two rows makes much of rounding; each step alone is within 2e-5.
             assert (found - gradient).norm() <= 0.1 * gradient.norm() + 1e-6, name
+
+
+def test_two_processes_contrast_the_views_of_the_whole_batch(
+    paired_url: str, tmp_path: Path
+) -> None:
+    name = "tb-cnn-contrastive-small"
+    alone = trained(1, paired_url, tmp_path / "1", name)
+    together = trained(2, paired_url, tmp_path / "2", name)
+    assert [len(rows) for rows, _ in alone] == [20, 2, 20, 2]
+    assert [rows for rows, _ in together] == [rows for rows, _ in alone]
+    # Of half a batch the contrast would be about log 10, of a whole one log 20.
+    losses = [loss for _, loss in together]
+    np.testing.assert_allclose(losses, [loss for _, loss in alone], rtol=1e-4)
+    expected, found = gradients(tmp_path / "1"), gradients(tmp_path / "2")
+    for moment, gradient in expected.items():
+        apart = (found[moment] - gradient).norm()
+        assert apart <= 0.1 * gradient.norm() + 1e-6, moment
+
+
+PARTS = {0: slice(0, 5), 1: slice(5, 5), 2: slice(5, 8), 3: slice(8, 9)}
+
+
+def contrast_as(rank: int, world_size: int, port: int, out: str) -> None:
+    """Contrast one's own part of a batch; leaves its loss and gradient."""
+    become(rank, world_size, port)
+    features_NVF, labels_NC = batch_of_views()
+    mine_BVF = features_NVF[PARTS[rank]].clone().requires_grad_()
+    with joined() as team:
+        whole_NVF, whole_NC = (
+            team.whole_batch(rows, PARTS[rank], len(labels_NC))
+            for rows in (mine_BVF, labels_NC[PARTS[rank]])
+        )
+        loss_B = contrast_of_views(whole_NVF, whole_NC, 0.1, PARTS[rank])
+        loss_B.sum().backward()
+    torch.save((whole_NVF.detach(), whole_NC, loss_B.detach(), mine_BVF.grad), f"{out}/{rank}.pt")
+
+
+def batch_of_views() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    features_NVF = torch.rand(9, 2, 6, generator=generator, dtype=torch.float64)
+    return features_NVF, (torch.rand(9, 3, generator=generator) < 0.5).double()
+
+
+def test_ranks_with_unequal_parts_have_loss_and_gradient_of_the_whole_batch(tmp_path: Path) -> None:
+    run_together(contrast_as, 4, str(tmp_path))
+    features_NVF, labels_NC = batch_of_views()
+    features_NVF.requires_grad_()
+    loss_N = contrast_of_views(features_NVF, labels_NC, 0.1)
+    loss_N.sum().backward()
+    assert features_NVF.grad is not None
+    for rank, part in PARTS.items():
+        whole_NVF, whole_NC, loss_B, gradient_BVF = torch.load(tmp_path / f"{rank}.pt")
+        assert torch.equal(whole_NVF, features_NVF)
+        assert torch.equal(whole_NC, labels_NC)
+        torch.testing.assert_close(loss_B, loss_N[part])
+        torch.testing.assert_close(gradient_BVF, features_NVF.grad[part])
 
 
 def gradients(out: Path) -> dict[str, torch.Tensor]:

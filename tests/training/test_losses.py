@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sklearn.utils.class_weight import compute_class_weight
 from torch.nn import functional as F  # noqa: N812
 
-from training.losses import MultiLabelLoss, label_weights
+from training.losses import MultiLabelLoss, contrast_of_views, label_weights
 
 logits = st.lists(st.floats(-30, 30), min_size=1, max_size=8)
 
@@ -79,3 +79,77 @@ def test_weights_are_finite_and_the_labels_of_a_class_weigh_1_on_average(
     np.testing.assert_allclose(
         loss(logits_NC, hot_NC), plain(logits_NC, hot_NC) * torch.from_numpy(weighed), rtol=1e-5
     )
+
+
+def plain_contrast(
+    features_NVF: np.ndarray, labels_NC: np.ndarray, temperature: float
+) -> np.ndarray:
+    """The loss of each patch, a pair of vectors at a time."""
+    n, n_views, _ = features_NVF.shape
+    unit = features_NVF / np.linalg.norm(features_NVF, axis=2, keepdims=True)
+    losses = np.zeros(n)
+    for i in range(n):
+        own = {c for c in range(labels_NC.shape[1]) if labels_NC[i, c]}
+        for one in range(n_views):
+            for other in set(range(n_views)) - {one}:
+                scores = [float(unit[i, one] @ unit[j, other]) / temperature for j in range(n)]
+                total = sum(np.exp(scores))
+                weights = []
+                for j in range(n):
+                    theirs = {c for c in range(labels_NC.shape[1]) if labels_NC[j, c]}
+                    either = own | theirs
+                    weights.append(1.0 if i == j else len(own & theirs) / max(1, len(either)))
+                losses[i] -= sum(
+                    w * np.log(np.exp(s) / total) for w, s in zip(weights, scores, strict=True)
+                ) / sum(weights)
+    return losses / (n_views * (n_views - 1))
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 7), st.integers(2, 3), st.floats(0.05, 2))
+def test_the_contrast_of_views_is_that_of_its_formula(
+    seed: int, n: int, n_views: int, temperature: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    features_NVF = rng.random((n, n_views, 5))
+    labels_NC = (rng.random((n, 4)) < 0.4).astype(float)  # some patches have no label at all
+    found = contrast_of_views(
+        torch.from_numpy(features_NVF), torch.from_numpy(labels_NC), temperature
+    )
+    expected = plain_contrast(features_NVF, labels_NC, temperature)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-9, atol=1e-12)
+    for anchors in (slice(0, 1), slice(1, n), slice(n, n)):
+        part = contrast_of_views(
+            torch.from_numpy(features_NVF), torch.from_numpy(labels_NC), temperature, anchors
+        )
+        np.testing.assert_allclose(part.numpy(), expected[anchors], rtol=1e-9, atol=1e-12)
+
+
+def test_the_gradient_of_the_contrast_reaches_each_view_and_is_that_of_finite_differences() -> None:
+    generator = torch.Generator().manual_seed(0)
+    features_NVF = torch.rand(4, 2, 3, generator=generator, dtype=torch.float64)
+    features_NVF.requires_grad_()
+    labels_NC = torch.tensor([[1.0, 0, 0], [1, 1, 0], [0, 1, 1], [0, 0, 0]], dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda f: contrast_of_views(f, labels_NC, 0.5), features_NVF)
+    contrast_of_views(features_NVF, labels_NC, 0.5).sum().backward()
+    assert features_NVF.grad is not None
+    assert (features_NVF.grad.norm(dim=2) > 0).all()
+
+
+def test_views_that_lie_with_their_like_have_less_contrast_than_views_of_others() -> None:
+    labels_NC = torch.tensor([[1.0, 0], [1, 0], [0, 1], [0, 1]])
+    of_label = torch.eye(2)[[0, 0, 1, 1]]
+    apart = contrast_of_views(torch.stack([of_label, of_label.flip(0)], 1), labels_NC, 0.1)
+    together = contrast_of_views(torch.stack([of_label, of_label], 1), labels_NC, 0.1)
+    # Two of four are alike, and nothing tells them from each other.
+    torch.testing.assert_close(together, torch.full((4,), np.log(2)), atol=1e-3, rtol=0)
+    assert (apart > together + 5).all()
+
+
+def test_a_view_without_any_feature_has_a_finite_contrast_and_gradient() -> None:
+    features_NVF = torch.zeros(3, 2, 4, requires_grad=True)
+    loss_N = contrast_of_views(features_NVF, torch.zeros(3, 2), 0.1)
+    loss_N.sum().backward()
+    assert features_NVF.grad is not None
+    assert loss_N.isfinite().all()
+    assert features_NVF.grad.isfinite().all()

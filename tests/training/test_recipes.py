@@ -43,6 +43,19 @@ def test_the_rows_of_the_2019_table_have_the_papers_settings() -> None:
         )
 
 
+def test_the_contrastive_recipe_is_that_of_tb_cnn_but_for_its_model_and_the_contrast() -> None:
+    config = recipe("tb-cnn-contrastive", "label_43")
+    assert (config.contrast, config.temperature) == (1.0, 0.1)
+    assert config.differences(recipe("tb-cnn", "label_43")) == [
+        "recipe 'tb-cnn-contrastive' / 'tb-cnn'",
+        "model 'tb-cnn-contrastive' / 'tb-cnn'",
+        "contrast 1.0 / 0.0",
+    ]
+    small = recipe("tb-cnn-contrastive-small", "label_43")
+    assert (small.contrast, small.temperature) == (1.0, 0.1)
+    assert not recipe("tb-cnn-small", "label_43").contrast
+
+
 def test_reben_has_the_published_settings() -> None:
     config = recipe("reben-resnet50-s1-s2", "label_19")
     assert (config.batch_size, config.learning_rate, config.weight_decay) == (512, 1e-3, 0.01)
@@ -121,6 +134,9 @@ def test_a_run_of_zero_steps_is_refused(field: str) -> None:
         ("loss", "hinge"),
         ("loss_q", 1.5),
         ("class_balance", 1.0),
+        ("contrast", -0.5),
+        ("contrast", float("inf")),
+        ("temperature", 0.0),
         ("ema", 1.0),
         ("monitor", "loss"),
         ("patience", 0),

@@ -16,12 +16,14 @@ from training.models.backbones import BACKBONES, TIMM, timm_network
 from training.models.layers import Network
 from training.models.stacked import RGB, S2_ALL, Statistics, s_cnn
 from training.models.tb_cnn import S1_S2, TBCNN
+from training.models.two_views import TwoViews
 
 __all__ = ["MODELS", "Network", "build"]
 
 MODELS: Final[dict[str, Callable[[int, Statistics], Network]]] = {
     "tb-cnn": TBCNN,
     "tb-cnn-mm": partial(TBCNN, groups=S1_S2),
+    "tb-cnn-contrastive": TwoViews,
     "s-cnn-rgb": partial(s_cnn, RGB),
     "s-cnn-all": partial(s_cnn, S2_ALL),
     **BACKBONES,

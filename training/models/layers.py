@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -20,6 +20,21 @@ from bigearth_cube.errors import InvalidInputError
 BATCH_NORM_EPS: Final = 1e-3
 BATCH_NORM_MOMENTUM: Final = 0.01
 """The released K-BranchCNN code: epsilon 1e-3, momentum .99 (torch counts the other way)."""
+
+
+class PerView(NamedTuple):
+    """What a network of several views says of each.
+
+    Attributes
+    ----------
+    logits_BVC
+        A logit a class.
+    features_BVF
+        What the head made them of.
+    """
+
+    logits_BVC: Tensor
+    features_BVF: Tensor
 
 
 class Network(nn.Module):
@@ -57,8 +72,16 @@ class Network(nn.Module):
         logits_BC: Tensor = self.head(self.features(images))
         return logits_BC
 
+    def outputs(self, images: Mapping[str, Tensor]) -> Tensor | PerView:
+        """Give training what it learns from: logits_BC, or what is said of each view."""
+        logits_BC: Tensor = self(images)
+        return logits_BC
+
     def encoders(self) -> dict[str, Encoder]:
-        """Return what embeds patches, by what the name of its embeddings ends in; most have one."""
+        """Return what embeds patches, by what the name of its embeddings ends in.
+
+        Most networks have one encoder; the vectors of several can be compared with each other.
+        """
         return {"": Encoder(self, self.groups, self.n_features, self.features)}
 
     def freeze(self) -> None:

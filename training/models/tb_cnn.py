@@ -76,7 +76,40 @@ class Branch(nn.Sequential):
         )
 
 
-class TBCNN(Network):
+class FusedBranches(nn.Module):
+    """A branch for each group, and the layer that makes 128 features of all.
+
+    Parameters
+    ----------
+    statistics
+        Band name to (mean, standard deviation) in DN or dB, of the archive it is trained on.
+    groups
+        What the branches read.
+    """
+
+    def __init__(
+        self, statistics: Mapping[str, tuple[float, float]], groups: tuple[str, ...]
+    ) -> None:
+        super().__init__()
+        self.groups = groups
+        self.branches = nn.ModuleList(Branch(path, statistics) for path in self.groups)
+        self.fusion = DenseBlock(len(self.groups) * N_FEATURES, N_FEATURES)
+
+    def features(self, images: Mapping[str, Tensor]) -> Tensor:
+        """Fuse the branches: features_BF after ReLU, so never negative; F = 128."""
+        branch_BF = [
+            branch(images[path]) for path, branch in zip(self.groups, self.branches, strict=True)
+        ]
+        fused_BF: Tensor = self.fusion(torch.cat(branch_BF, dim=1))
+        return fused_BF
+
+
+def head(n_classes: int) -> nn.Sequential:
+    """From the features to a logit a class."""
+    return nn.Sequential(ByteDropout(0.25), ByteDropout(0.5), dense(N_FEATURES, n_classes))
+
+
+class TBCNN(FusedBranches, Network):
     """A branch for each group; of three: 16,526,347 trainable parameters with 43 classes.
 
     Parameters
@@ -97,16 +130,5 @@ class TBCNN(Network):
         statistics: Mapping[str, tuple[float, float]],
         groups: tuple[str, ...] = S2,
     ) -> None:
-        super().__init__()
-        self.groups = groups
-        self.branches = nn.ModuleList(Branch(path, statistics) for path in self.groups)
-        self.fusion = DenseBlock(len(self.groups) * N_FEATURES, N_FEATURES)
-        self.head = nn.Sequential(ByteDropout(0.25), ByteDropout(0.5), dense(N_FEATURES, n_classes))
-
-    def features(self, images: Mapping[str, Tensor]) -> Tensor:
-        """Fuse the branches: features_BF after ReLU, so never negative; F = 128."""
-        branch_BF = [
-            branch(images[path]) for path, branch in zip(self.groups, self.branches, strict=True)
-        ]
-        fused_BF: Tensor = self.fusion(torch.cat(branch_BF, dim=1))
-        return fused_BF
+        super().__init__(statistics, groups)
+        self.head = head(n_classes)
