@@ -69,6 +69,9 @@ class Checkpoint:
         State of torch's generators there: ``"cpu"``, and ``"cuda"`` where that was the device.
     so_far
         Sums over the steps of the epoch that is not done.
+    commit
+        Of the code that trained it, with ``+`` where files differed; of a run that went on under
+        another, each. None where that is unknown.
     """
 
     config: Config
@@ -90,6 +93,7 @@ class Checkpoint:
     loader: dict[str, Any] | None = None
     random: dict[str, torch.Tensor] | None = None
     so_far: dict[str, float] | None = None
+    commit: str | None = None
 
     def network(self) -> Network:
         """Build the network with its weights, in evaluation mode."""

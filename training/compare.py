@@ -33,6 +33,7 @@ from training.protocols import (
     protocols_of,
     split_cube,
 )
+from training.provenance import commit
 from training.recipes import SMALL, recipe
 from training.results import (
     MM,
@@ -43,7 +44,6 @@ from training.results import (
     TALK_2019,
     ResultRow,
     as_text,
-    commit,
 )
 from training.tables import aligned, figure
 from training.train import fit

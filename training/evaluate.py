@@ -39,7 +39,7 @@ class Evaluation:
     predictions
         Scores and labels, row by row.
     origin
-        Recipe, seed and selection that the checkpoint was trained with, and the digest of the
+        Recipe, commit, seed and selection that the checkpoint was trained with, and the digest of the
         selection that was measured.
     breakdown
         Key to value to metrics, as ``Breakdown.compute`` gives them.
@@ -161,6 +161,7 @@ def evaluate(
     )
     origin = {
         "recipe": config.recipe,
+        "commit": checkpoint.commit,
         "seed": config.seed,
         "trained_on": checkpoint.selection,
         "selection": selection.digest,
@@ -243,6 +244,7 @@ def about_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
     """Say of what a model was made, to stand beside what it says of patches."""
     return {
         "recipe": checkpoint.config.recipe,
+        "commit": checkpoint.commit,
         "seed": checkpoint.config.seed,
         "trained_on": checkpoint.cube_id,
         "selection": checkpoint.selection,

@@ -37,7 +37,7 @@ from training.data import Pass, autocast, training_loader
 from training.feed import Feed, TensorBatch
 from training.losses import MultiLabelLoss
 from training.models import Network, build
-from training.results import commit
+from training.provenance import commit
 from training.train import train_step
 
 V1_TRAIN: Final = 269_695

@@ -6,10 +6,8 @@ only that reading fits, as their F values lie below the harmonic mean of their P
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Final, Literal
 
 from training.tables import aligned, figure
@@ -131,21 +129,6 @@ REBEN: Final = (
     _published("ConvNeXtV2 S1+S2", _REBEN_DATA, _REBEN, ap=(0.692, 0.857)),
     _published("RDNet S2", _REBEN_DATA, _REBEN, ap=(0.689, 0.854)),
 )
-
-
-def commit() -> str | None:
-    """Return the commit of this checkout, with ``+`` where files differ from it; None elsewhere."""
-    git = ["git", "-C", str(Path(__file__).parent)]
-    try:
-        told = subprocess.run(
-            [*git, "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"],
-            capture_output=True,
-            check=True,
-            text=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return told.stdout.strip()
 
 
 def as_text(rows: Sequence[ResultRow], columns: Sequence[str] = PRF) -> str:

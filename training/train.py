@@ -50,6 +50,7 @@ from training.metrics import average_precision
 from training.models import Network, build
 from training.models.layers import PerView, measuring_batch_norm, set_prior_bias
 from training.predict import Predictions, predict
+from training.provenance import commit
 
 logger = logging.getLogger(__name__)
 
@@ -166,6 +167,7 @@ def fit(
         optimizer=None,
         epoch=0,
         threshold=0.5,
+        commit=commit(),
     )
     saved = _saved(folder, state, resume, team)
     resumed_at = None if saved is None else saved.step
@@ -536,7 +538,10 @@ def _same_run(found: Checkpoint, wanted: Checkpoint) -> Checkpoint:
             f"the run to resume is another one (saved / asked for): {'; '.join(differences)}; "
             f"ask for what was saved, or name another folder with --out"
         )
-    return found
+    commits = [] if found.commit is None else found.commit.split(", ")
+    if wanted.commit is not None and wanted.commit not in commits:
+        commits.append(wanted.commit)
+    return replace(found, commit=", ".join(commits) or None)
 
 
 def _is_done(state: Checkpoint) -> bool:

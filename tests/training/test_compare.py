@@ -13,8 +13,9 @@ from bigearth_cube.errors import InvalidInputError
 from training.checkpoint import load
 from training.cli import main
 from training.compare import TABLES, compare, table_of
+from training.provenance import commit
 from training.recipes import recipe
-from training.results import TALK_2019, commit
+from training.results import TALK_2019
 
 
 def test_the_2019_table_runs_whole_and_a_row_without_weights_says_so(

@@ -23,6 +23,7 @@ from training.checkpoint import Checkpoint, load
 from training.embed import embed
 from training.evaluate import evaluate, save_predictions, store_predictions
 from training.metrics import best_threshold
+from training.provenance import commit
 from training.recipes import recipe
 from training.results import TALK_2019, ResultRow, as_text
 from training.train import fit
@@ -63,6 +64,7 @@ def test_an_evaluation_is_what_scikit_learn_says_of_its_predictions(
     expected = f1_score(labels_NC, predicted, average="samples", zero_division=0)
     assert result.row.f1 == pytest.approx(expected)
     assert result.row.origin == "measured"
+    assert result.origin["commit"] == commit()
     figures = json.loads(json.dumps(result.to_dict()))
     assert figures["n_patches"] == len(test)
     assert figures["metrics"]["sample_f1"] == pytest.approx(expected)

@@ -20,6 +20,7 @@ from training.config import Config
 from training.data import Pass, autocast, training_loader
 from training.history import METRICS, EpochLine, read_history
 from training.predict import Predictions
+from training.provenance import commit
 from training.recipes import recipe
 from training.train import NON_FINITE, NonFiniteLossError, Run, fit
 
@@ -87,6 +88,7 @@ def test_the_best_epoch_is_kept_with_its_threshold_and_provenance(
     assert (best.cube_id, best.release) == (learnable.id, learnable.release.name)
     assert best.class_names == learnable.class_names("label_19")
     assert best.optimizer is None
+    assert best.commit == commit()
 
 
 def newest(url: str) -> Checkpoint:
@@ -137,10 +139,14 @@ def test_a_stopped_run_resumes_to_the_same_weights_bit_for_bit(
     out = str(tmp_path / "stopped")
     with monkeypatch.context() as patched:
         stop_after(written, patched)
+        patched.setattr(training_loop, "commit", lambda: "1" * 40)
         with pytest.raises(StoppedError):
             run(learnable, out, small(), save_every_s=0.0)
     torch.manual_seed(12345)  # whatever the new process drew before
-    resumed = run(learnable, out, small(), resume=True)
+    with monkeypatch.context() as patched:
+        patched.setattr(training_loop, "commit", lambda: "2" * 40)
+        resumed = run(learnable, out, small(), resume=True)
+    assert newest(out).commit == f"{'1' * 40}, {'2' * 40}"
     assert load(f"{out}/best.pt").optimizer is None
     assert_same_end(resumed, finished)
 
