@@ -6,6 +6,7 @@ Screenshots lie in the folder that BEC_SCREENSHOTS names, where it is set.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -155,6 +156,31 @@ def test_a_filter_leaves_what_a_search_of_the_cube_finds(
     page.wait_for_function(
         "n => document.querySelector('.total strong')?.textContent === n", arg=str(len(shown.rows))
     )
+
+
+@built
+def test_a_cell_says_what_it_holds_and_leads_to_its_patches(page: Any, address: str) -> None:
+    def sweep(said: str) -> tuple[float, float]:
+        """Move over the map, from its middle, until it says something; returns where that is."""
+        page.wait_for_selector(".map[aria-busy=false]")
+        box = page.locator(".map .canvas").first.bounding_box()
+        grid = [(i / 30, j / 30) for i in range(1, 30) for j in range(1, 30)]
+        for i, j in sorted(grid, key=lambda at: math.dist(at, (0.5, 0.5))):
+            x, y = box["x"] + box["width"] * i, box["y"] + box["height"] * j
+            page.mouse.move(x, y)
+            page.evaluate("new Promise((done) => requestAnimationFrame(done))")
+            if re.fullmatch(said, page.inner_text(".map .said")):
+                return x, y
+        raise AssertionError(f"nothing says {said}")
+
+    page.goto(address)
+    for _ in range(6):  # three zoom levels nearer each time, until patches are drawn
+        before = page.url
+        page.mouse.click(*sweep(r"[\d,]+ patches|\d{4}-\d\d-\d\d: .+"))
+        if re.match(r"\d{4}", page.inner_text(".map .said")):
+            break
+        page.wait_for_function("url => location.href !== url", arg=before)
+    page.wait_for_selector("dialog dl")
 
 
 @built

@@ -1,7 +1,7 @@
 // The archive on a map: cells when far, footprints when near. The server counts; nothing but outlines of
 // countries is loaded beside it.
 import { useEffect, useRef, useState } from "preact/hooks";
-import { Map as Mapped, NavigationControl, ScaleControl, setWorkerUrl, type GeoJSONSource, type MapGeoJSONFeature } from "maplibre-gl";
+import { Map as Mapped, NavigationControl, ScaleControl, setWorkerUrl, type GeoJSONSource, type ImageSource, type MapMouseEvent } from "maplibre-gl";
 import "maplibre-gl/dist/maplibre-gl.css";
 import * as api from "./api";
 import type { Change } from "./app";
@@ -17,6 +17,16 @@ const MOST_FOOTPRINTS = 3000;
 /** A cell is 512 / 2^5 = 16 px wide. */
 const FINER = 5;
 const EMPTY = { type: "FeatureCollection" as const, features: [] };
+/** A pixel that is clear: a map with a source that holds nothing is never done. */
+const CLEAR = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw==";
+
+/** Cells as an image of a pixel each: where it lies, and what is said of each, by x and y of its tile. */
+interface Cells {
+  zoom: number;
+  image: ImageData;
+  corners: [[number, number], [number, number], [number, number], [number, number]];
+  said: Map<string, string>;
+}
 
 type Feature = { type: "Feature"; geometry: api.Item["geometry"]; properties: Record<string, unknown> };
 
@@ -27,8 +37,10 @@ export function MapView({ state, change, collection }: { state: State; change: C
   const [moved, setMoved] = useState(0);
   const [said, say] = useState("");
   const [error, setError] = useState("");
+  const [busy, setBusy] = useState(true);
   const latest = useRef({ state, change });
   latest.current = { state, change };
+  const drawn = useRef<Cells | null>(null); // null when near
 
   useEffect(() => {
     const made = start(box.current!, state, collection);
@@ -40,20 +52,23 @@ export function MapView({ state, change, collection }: { state: State; change: C
       const { lng, lat } = made.getCenter();
       latest.current.change({ place: [lng, lat, made.getZoom()] }, true);
     });
-    made.on("click", (e) => {
-      const hit = made.queryRenderedFeatures(e.point, { layers: ["cells", "patches"] })[0];
-      if (hit) act(made, hit, latest.current.change);
+    const at = (e: MapMouseEvent): { said: string; go: () => void } | null => {
+      const cells = drawn.current;
+      if (!cells) {
+        const hit = made.queryRenderedFeatures(e.point, { layers: ["patches"] })[0]?.properties;
+        return hit ? { said: String(hit.said), go: () => latest.current.change({ patch: String(hit.id) }) } : null;
+      }
+      const [x, y] = tileOf(e.lngLat.lng, e.lngLat.lat, cells.zoom);
+      const said = cells.said.get(`${x}/${y}`);
+      return said ? { said, go: () => approach(made, corner(x + 0.5, y + 0.5, cells.zoom)) } : null;
+    };
+    made.on("click", (e) => at(e)?.go());
+    made.on("mousemove", (e) => {
+      const hit = at(e);
+      made.getCanvas().style.cursor = hit ? "pointer" : "";
+      say(hit?.said ?? "");
     });
-    for (const layer of ["cells", "patches"]) {
-      made.on("mousemove", layer, (e) => {
-        made.getCanvas().style.cursor = "pointer";
-        say(String(e.features?.[0]?.properties.said ?? ""));
-      });
-      made.on("mouseleave", layer, () => {
-        made.getCanvas().style.cursor = "";
-        say("");
-      });
-    }
+    made.on("mouseout", () => say(""));
     return () => made.remove();
   }, [collection.id]);
 
@@ -74,16 +89,25 @@ export function MapView({ state, change, collection }: { state: State; change: C
     const made = map.current;
     if (!made || !ready) return;
     const control = new AbortController();
+    const done = () => control.signal.aborted || setBusy(false);
+    setBusy(true);
     draw(made, state, collection, control.signal).then(
-      () => setError(""),
-      (e: Error) => control.signal.aborted || setError(e.message),
+      (cells) => {
+        if (!control.signal.aborted) drawn.current = cells;
+        setError("");
+        made.once(cells ? "render" : "idle", done); // an image is drawn at once, footprints after a worker
+      },
+      (e: Error) => {
+        if (!control.signal.aborted) setError(e.message);
+        done();
+      },
     );
     return () => control.abort();
   }, [ready, moved, question]);
 
   const names = state.classes === 43 ? CLASSES_43.map(([, name]) => name) : CLASSES_19.map(([name]) => name);
   return (
-    <section class="map" aria-label="Map">
+    <section class="map" aria-label="Map" aria-busy={busy}>
       <div class="over">
         <label>
           Color by{" "}
@@ -128,14 +152,14 @@ function start(container: HTMLElement, state: State, collection: api.Collection)
       version: 8,
       sources: {
         countries: { type: "geojson", data: new URL("./countries.json", document.baseURI).href },
-        cells: { type: "geojson", data: EMPTY },
+        cells: { type: "image", url: CLEAR, coordinates: [[0, 1], [1, 1], [1, 0], [0, 0]] },
         patches: { type: "geojson", data: EMPTY },
       },
       layers: [
         { id: "sea", type: "background", paint: { "background-color": dark ? "#14202b" : "#d6e4ec" } },
         { id: "land", type: "fill", source: "countries", paint: { "fill-color": dark ? "#26323a" : "#f7f5f0", "fill-antialias": false } },
         { id: "borders", type: "line", source: "countries", paint: { "line-color": dark ? "#5d6b75" : "#a8a297", "line-width": 0.8 } },
-        { id: "cells", type: "fill", source: "cells", paint: { "fill-color": ["get", "color"], "fill-opacity": 0.85 } },
+        { id: "cells", type: "raster", source: "cells", paint: { "raster-opacity": 0.85, "raster-resampling": "nearest", "raster-fade-duration": 0 } },
         { id: "patches", type: "fill", source: "patches", paint: { "fill-color": ["get", "color"], "fill-opacity": 0.75, "fill-outline-color": dark ? "#ffffff" : "#333333" } },
       ],
     },
@@ -147,49 +171,53 @@ function start(container: HTMLElement, state: State, collection: api.Collection)
   return made;
 }
 
-function act(made: Mapped, hit: MapGeoJSONFeature, change: Change): void {
-  if (hit.layer.id === "patches") {
-    change({ patch: String(hit.properties.id) });
-    return;
-  }
-  const at = hit.properties as { lng: number; lat: number };
-  made.flyTo({ center: [at.lng, at.lat], zoom: Math.min(NEAR + 1, made.getZoom() + 3), duration: 600 }, { by: "cell" });
+function approach(made: Mapped, center: [number, number]): void {
+  made.flyTo({ center, zoom: Math.min(NEAR + 1, made.getZoom() + 3), duration: 600 }, { by: "cell" });
 }
 
-async function draw(made: Mapped, state: State, collection: api.Collection, signal: AbortSignal): Promise<void> {
+/** Draw what is in view; returns the cells, or null when near. */
+async function draw(made: Mapped, state: State, collection: api.Collection, signal: AbortSignal): Promise<Cells | null> {
   const bounds = made.getBounds();
   const clip = (v: number, most: number) => Math.max(-most, Math.min(most, v));
   const bbox = [clip(bounds.getWest(), 180), clip(bounds.getSouth(), 90), clip(bounds.getEast(), 180), clip(bounds.getNorth(), 90)].join(",");
   const near = made.getZoom() >= NEAR;
-  const features = near
-    ? await footprints(state, collection, bbox, signal)
-    : await cells(state, collection, bbox, Math.min(13, Math.floor(made.getZoom()) + FINER), signal);
-  if (signal.aborted) return;
-  for (const [name, shown] of [["cells", !near], ["patches", near]] as const) {
-    (made.getSource(name) as GeoJSONSource).setData(shown ? { type: "FeatureCollection", features } : EMPTY);
+  const show = (layer: string, shown: boolean) => made.setLayoutProperty(layer, "visibility", shown ? "visible" : "none");
+  if (near) {
+    const features = await footprints(state, collection, bbox, signal);
+    if (signal.aborted) return null;
+    (made.getSource("patches") as GeoJSONSource).setData({ type: "FeatureCollection", features });
+    show("cells", false);
+    show("patches", true);
+    return null;
   }
+  const found = await cells(state, collection, bbox, Math.min(13, Math.floor(made.getZoom()) + FINER), signal);
+  if (signal.aborted) return null;
+  (made.getSource("cells") as ImageSource).updateImage({ image: found.image, coordinates: found.corners });
+  show("cells", true);
+  show("patches", false);
+  return found;
 }
 
-async function cells(state: State, collection: api.Collection, bbox: string, zoom: number, signal: AbortSignal): Promise<Feature[]> {
+async function cells(state: State, collection: api.Collection, bbox: string, zoom: number, signal: AbortSignal): Promise<Cells> {
   const parameters: Record<string, string | number> = { ...questionOf(state), zoom, bbox };
   if (state.share) parameters.label = state.share;
   const found = await api.density(collection.id, parameters, signal);
   const most = Math.max(1, ...found.count);
-  return found.count.map((n, i) => {
-    const [west, north] = corner(found.x[i]!, found.y[i]!, zoom);
-    const [east, south] = corner(found.x[i]! + 1, found.y[i]! + 1, zoom);
+  const span = (of: number[]) => [Math.min(...of, 2 ** zoom - 1), Math.max(...of, 0)] as const;
+  const [[west, east], [north, south]] = [span(found.x), span(found.y)];
+  // Nothing found: a pixel that is clear.
+  const image = new ImageData(Math.max(1, east - west + 1), Math.max(1, south - north + 1));
+  const said = new Map<string, string>();
+  found.count.forEach((n, i) => {
+    const [x, y] = [found.x[i]!, found.y[i]!];
     const share = found.with_label ? found.with_label[i]! / n : null;
-    return {
-      type: "Feature",
-      geometry: { type: "Polygon", coordinates: [[[west, south], [east, south], [east, north], [west, north], [west, south]]] },
-      properties: {
-        color: ramp(share ?? Math.log(n + 1) / Math.log(most + 1)),
-        said: share === null ? `${number(n)} patches` : `${percent(share)} of ${number(n)} patches`,
-        lng: (west + east) / 2,
-        lat: (south + north) / 2,
-      },
-    };
+    const color = ramp(share ?? Math.log(n + 1) / Math.log(most + 1));
+    image.data.set([...color, 255], 4 * ((y - north) * image.width + x - west));
+    said.set(`${x}/${y}`, share === null ? `${number(n)} patches` : `${percent(share)} of ${number(n)} patches`);
   });
+  const [left, top] = corner(west, north, zoom);
+  const [right, bottom] = corner(west + image.width, north + image.height, zoom);
+  return { zoom, image, said, corners: [[left, top], [right, top], [right, bottom], [left, bottom]] };
 }
 
 async function footprints(state: State, collection: api.Collection, bbox: string, signal: AbortSignal): Promise<Feature[]> {
@@ -208,6 +236,12 @@ async function footprints(state: State, collection: api.Collection, bbox: string
   });
 }
 
+/** Web map tile that holds a place. */
+function tileOf(lng: number, lat: number, zoom: number): [number, number] {
+  const y = (1 - Math.asinh(Math.tan((lat * Math.PI) / 180)) / Math.PI) / 2;
+  return [Math.floor(((lng + 180) / 360) * 2 ** zoom), Math.floor(y * 2 ** zoom)];
+}
+
 /** Upper left corner of a web map tile, degrees. */
 function corner(x: number, y: number, zoom: number): [number, number] {
   const n = 2 ** zoom;
@@ -222,8 +256,8 @@ const STOPS = [
 ] as const;
 
 /** Color of a value from 0 to 1: the brighter the less, in light and dark. */
-function ramp(value: number): string {
+function ramp(value: number): number[] {
   const at = Math.min(0.9999, Math.max(0, value)) * (STOPS.length - 1);
   const [low, high] = [STOPS[Math.floor(at)]!, STOPS[Math.floor(at) + 1]!];
-  return `rgb(${low.map((v, i) => Math.round(v + (high[i]! - v) * (at % 1))).join(",")})`;
+  return low.map((v, i) => Math.round(v + (high[i]! - v) * (at % 1)));
 }
