@@ -699,7 +699,13 @@ def similar(
     opened = _open(cube, None)
     query = {"bbox": _box(bbox), "datetime": when, "filter": cql, "split": split}
     asked = {name: value for name, value in query.items() if value is not None}
-    index = _vector_index(opened, model, metric, folder, fast)
+    chosen = retrieval.the_model(opened, model)
+    if retrieval.asking_model(opened, chosen, query_model) != chosen and fast:
+        raise click.UsageError(
+            f"--fast has its recall measured on queries of {chosen!r}, not of {query_model!r}; leave "
+            f"one of --fast and --query-model out"
+        )
+    index = _vector_index(opened, chosen, metric, folder, fast)
     found = retrieval.neighbors(
         opened,
         patch_id,

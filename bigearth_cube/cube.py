@@ -690,9 +690,13 @@ class Cube:
 
         Raises
         ------
+        InvalidInputError
+            If rows have a step.
         NotFoundError
             If the cube has none of that model.
         """
+        if rows.step not in (None, 1):
+            raise InvalidInputError(f"rows {rows} have a step; expected a start and a stop alone")
         return self._of_model("embeddings", model, rows)
 
     def predictions(self, model: str) -> NDArray[np.float32]:

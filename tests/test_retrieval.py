@@ -241,6 +241,45 @@ def test_models_of_different_spaces_or_of_none_are_not_compared(
     assert "are of different spaces" in capsys.readouterr().err
 
 
+def test_vectors_written_anew_are_not_asked_by_those_of_another_checkpoint(
+    spaces: Cube, tmp_path: Path
+) -> None:
+    shutil.copytree(spaces.storage.url, tmp_path / "cube")
+    before = open_cube(str(tmp_path / "cube"))
+    patch_id, index = before.items["id"][0].as_py(), VectorIndex.of(before, "net-s2")
+    neighbors(before, patch_id, query_model="net-s1", index=index)
+    for name in ("net-s2", "net-s1"):
+        cube = open_cube(before.url)
+        cube.write_embeddings(name, 2 * cube.embeddings(name), {"space": "cc" * 32})
+    for cube in (before, open_cube(before.url)):
+        with pytest.raises(InvalidInputError, match="'net-s2' were written anew since"):
+            neighbors(cube, patch_id, query_model="net-s1", index=index)
+        assert neighbors(cube, patch_id, index=index)
+
+
+def test_fast_search_is_refused_of_queries_that_its_recall_is_not_of(
+    spaces: Cube, capsys: pytest.CaptureFixture[str]
+) -> None:
+    patch_id = spaces.items["id"][0].as_py()
+    ask = ["similar", spaces.storage.url, "--patch", patch_id, "--model", "net-s2", "--fast"]
+    with pytest.raises(SystemExit) as ended:
+        main([*ask, "--query-model", "net-s1"])
+    assert ended.value.code == 2
+    assert "recall measured on queries of 'net-s2', not of 'net-s1'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rows", [slice(0, 10, 2), slice(None, None, -1)])
+def test_vectors_of_every_other_row_are_refused(spaces: Cube, rows: slice) -> None:
+    with pytest.raises(InvalidInputError, match="have a step"):
+        spaces.embeddings("net-s2", rows)
+
+
+@pytest.mark.parametrize("rows", [slice(-3, None), slice(5, 5), slice(7, 3), slice(2, 10**9)])
+def test_vectors_of_rows_are_those_of_a_numpy_slice(spaces: Cube, rows: slice) -> None:
+    whole = spaces.embeddings("net-s2")
+    np.testing.assert_array_equal(spaces.embeddings("net-s2", rows), whole[rows])
+
+
 def test_of_a_slice_of_the_vectors_only_its_chunks_are_read(
     spaces: Cube, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -93,16 +93,18 @@ def _features(pixels: Any) -> Any:
     return pixels.astype(np.float32).mean(axis=(1, 2))
 
 
-def _encoder() -> bytes:
-    """An ONNX model that takes the mean of each 10 m band."""
+def _encoder(order: tuple[int, ...] = (0, 1, 2, 3)) -> bytes:
+    """An ONNX model that takes the mean of each 10 m band, in some order."""
     nodes = [
         helper.make_node("Cast", ["s2_r10m"], ["x"], to=onnx.TensorProto.FLOAT),
-        helper.make_node("ReduceMean", ["x", "axes"], ["embedding"], keepdims=0),
+        helper.make_node("ReduceMean", ["x", "axes"], ["means"], keepdims=0),
+        helper.make_node("Gather", ["means", "order"], ["embedding"], axis=1),
     ]
     given = helper.make_tensor_value_info("s2_r10m", onnx.TensorProto.UINT16, ["n", 4, 120, 120])
     made = helper.make_tensor_value_info("embedding", onnx.TensorProto.FLOAT, ["n", 4])
     axes = helper.make_tensor("axes", onnx.TensorProto.INT64, [2], [2, 3])
-    graph = helper.make_graph(nodes, "means", [given], [made], [axes])
+    kept = helper.make_tensor("order", onnx.TensorProto.INT64, [4], order)
+    graph = helper.make_graph(nodes, "means", [given], [made], [axes, kept])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     return bytes(model.SerializeToString())
 
@@ -669,7 +671,9 @@ def two_sensors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Test
         ("other-s1", vectors, "bb"),
     ):
         about = {"encoder": f"embeddings/{model}/encoder.onnx", "space": space}
-        open_cube(url).write_embeddings(model, values, about, encoder=_encoder())
+        encoder = _encoder((3, 2, 1, 0) if model == "net-s1" else (0, 1, 2, 3))
+        open_cube(url).write_embeddings(model, values, about, encoder=encoder)
+    open_cube(url).write_embeddings("bare-s1", vectors, {"space": "aa"})
     cube = open_cube(url)
     with TestClient(create_app([cube]), raise_server_exceptions=False) as client:
         yield client, cube
@@ -688,13 +692,22 @@ def test_a_query_of_one_model_finds_answers_of_another_of_its_space(
     item = {"collection": "sensors", "id": name}
     posted = client.post("/collections/sensors/similar", json={**query, "k": 5, "item": item})
     assert _ranked(posted) == found
-    # The query's own model reads what is posted: here its encoder is that of net-s2.
+    # The query's own model reads what is posted: the same vector, and now the patch is no answer's.
     pixels = pixels_of(index_of(name)).s2["s2/r10m"]
     bands = dict(zip(("B02", "B03", "B04", "B08"), pixels.tolist(), strict=True))
-    posted = client.post("/collections/sensors/similar", json={**query, "k": 5, "bands": bands})
-    assert _ranked(posted)[0] == (name, pytest.approx(0, abs=1e-3))
+    given = {**query, "k": 5, "bands": bands}
+    posted = client.post("/collections/sensors/similar", json=given)
+    of_others = [(one, far) for one, far in _ranked(posted) if one != name]
+    assert [one for one, _ in of_others] == [one for one, _ in found][: len(of_others)]
+    assert [far for _, far in of_others] == pytest.approx(
+        [far for _, far in found][: len(of_others)]
+    )
+    posted = client.post("/collections/sensors/similar", json={**given, "query-model": "bare-s1"})
+    assert posted.status_code == 409
+    assert "'bare-s1'" in posted.json()["description"]
     models = client.get("/collections/sensors/models").json()["models"]
     assert {model["name"]: model["space"] for model in models} == {
+        "bare-s1": "aa",
         "net-s1": "aa",
         "net-s2": "aa",
         "other-s1": "bb",

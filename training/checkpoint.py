@@ -71,7 +71,8 @@ class Checkpoint:
         Sums over the steps of the epoch that is not done.
     commit
         Of the code that trained it, with ``+`` where files differed; of a run that went on under
-        another, each. None where that is unknown.
+        another, each, and ``unknown`` for those that are. None where no commit is known, as of an
+        installed copy; see ``provenance.commit``.
     """
 
     config: Config

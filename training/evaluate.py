@@ -232,7 +232,11 @@ def save_predictions(
     columns: dict[str, Any] = {"id": chosen.ids, "bec:row": predictions.rows}
     columns |= dict(zip(checkpoint.class_names, predictions.scores_NC.T.copy(), strict=True))
     table = pa.table(columns).replace_schema_metadata(
-        {name: str(value) for name, value in about_checkpoint(checkpoint).items()}
+        {
+            name: str(value)
+            for name, value in about_checkpoint(checkpoint).items()
+            if value is not None
+        }
     )
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")

@@ -64,7 +64,7 @@ def as_onnx(encoder: Encoder, about: Mapping[str, Any]) -> bytes:
         )
     assert program is not None
     model = program.model_proto
-    stated = {key: str(value) for key, value in about.items()}
+    stated = {key: str(value) for key, value in about.items() if value is not None}
     stated["bands"] = json.dumps({input_name(path): g.bands for path, g in shapes.items()})
     for key, value in stated.items():
         entry = model.metadata_props.add()

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import functools
+import os
 import subprocess
 from pathlib import Path
 
 
 @functools.cache
 def commit() -> str | None:
-    """Return the commit of this checkout, with ``+`` where files differ from it; None elsewhere."""
-    return commit_of(Path(__file__))
+    """Return the commit of this checkout, with ``+`` where files differ from it.
+
+    Of a copy without one, as in an image, it is what ``BEC_COMMIT`` says, or None.
+    """
+    return commit_of(Path(__file__)) or os.environ.get("BEC_COMMIT") or None
 
 
 def commit_of(file: Path) -> str | None:

@@ -54,6 +54,8 @@ from training.provenance import commit
 
 logger = logging.getLogger(__name__)
 
+_UNKNOWN: Final = "unknown"  # commit of an installed copy, beside that of another
+
 NON_FINITE: Final = "non_finite.json"
 _PROBE: Final = "probe"
 _COUNTED: Final = ("requests", "bytes", "decode_s")
@@ -538,10 +540,9 @@ def _same_run(found: Checkpoint, wanted: Checkpoint) -> Checkpoint:
             f"the run to resume is another one (saved / asked for): {'; '.join(differences)}; "
             f"ask for what was saved, or name another folder with --out"
         )
-    commits = [] if found.commit is None else found.commit.split(", ")
-    if wanted.commit is not None and wanted.commit not in commits:
-        commits.append(wanted.commit)
-    return replace(found, commit=", ".join(commits) or None)
+    commits = [*(found.commit or _UNKNOWN).split(", "), wanted.commit or _UNKNOWN]
+    named = ", ".join(dict.fromkeys(commits))
+    return replace(found, commit=None if named == _UNKNOWN else named)
 
 
 def _is_done(state: Checkpoint) -> bool:

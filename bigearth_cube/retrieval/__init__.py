@@ -21,7 +21,7 @@ from bigearth_cube.retrieval.index import (
     Origin,
     VectorIndex,
     asking_model,
-    stored_vector,
+    query_vector,
     the_model,
 )
 from bigearth_cube.retrieval.scores import RetrievalScores, evaluate
@@ -104,7 +104,7 @@ def neighbors(
     InvalidInputError
         If k is out of range, chi2 is asked of negative features, no model is named and the cube
         has several, the two models are of different spaces, or index or selection are of another
-        cube.
+        cube; or, with another query model, if the vectors were written anew since the index was made.
     NotFoundError
         If the cube lacks the patch or a model, or the query has no embedding.
     """
@@ -120,8 +120,7 @@ def neighbors(
             f"release {cube.release.name!r} of {cube.id!r}; make it anew"
         )
     rows = None if among is None else _rows_of(cube, among)
-    asking = asking_model(cube, origin.model, query_model)
-    vector_F = index.vector_of(row) if asking == origin.model else stored_vector(cube, asking, row)
+    vector_F = query_vector(cube, index, query_model, row)
     # One more than asked: the query finds itself, unless others are as near and come before it.
     found = index.nearest(vector_F[None], _one_more(k, len(index)), metric=metric, among=rows)
     pairs = [

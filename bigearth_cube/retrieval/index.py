@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,9 @@ from bigearth_cube.retrieval.distances import (
     check_metric,
     pairwise,
 )
+
+if TYPE_CHECKING:
+    from bigearth_cube.retrieval.ivf import IvfIndex
 
 MAX_K: Final = 10_000
 # Measured at 590,326 x 128 on 2 cores: more rows leave the cache, fewer cost calls. The square
@@ -448,7 +451,7 @@ def asking_model(cube: Cube, model: str, query_model: str | None) -> str:
             f"{model!r} cannot be compared; write them again with 'python -m training embed'"
         )
     if spaces[query_model] != spaces[model]:
-        said = " and ".join(f"{name!r} (space {spaces[name][:12]})" for name in spaces)
+        said = " and ".join(f"{name!r} (space {str(spaces[name])[:12]})" for name in spaces)
         raise InvalidInputError(
             f"embeddings {said} are of different spaces: a distance between them means nothing; "
             f"choose two that one checkpoint gave"
@@ -456,21 +459,38 @@ def asking_model(cube: Cube, model: str, query_model: str | None) -> str:
     return query_model
 
 
-def stored_vector(cube: Cube, model: str, row: int) -> NDArray[np.float32]:
-    """Read the vector, (dim,), of one row, at the price of one chunk.
+def query_vector(
+    cube: Cube, index: VectorIndex | IvfIndex, query_model: str | None, row: int
+) -> NDArray[np.float32]:
+    """Return the vector, (dim,), that the patch of a row asks an index with.
+
+    That of the index itself, or, of another model of its space, the stored one, at the price of one
+    chunk.
 
     Raises
     ------
     NotFoundError
-        If the cube lacks the model, or the row has no vector.
+        If the cube lacks the query's model, or the row has no vector.
+    InvalidInputError
+        If the models are of different spaces, or the vectors of the index are no longer those of
+        the cube: another checkpoint may have made the query's.
     CubeIntegrityError
         If the chunk is damaged.
     StorageError
         If storage refuses or cannot be reached.
     """
-    vector: NDArray[np.float32] = cube.embeddings(model, slice(row, row + 1))[0]
+    model = index.origin.model
+    asking = asking_model(cube, model, query_model)
+    if asking == model:
+        return index.vector_of(row)
+    if origin_of(cube, model) != index.origin:
+        raise InvalidInputError(
+            f"embeddings {model!r} were written anew since they were read, so a query of {asking!r} "
+            f"may be of another space; open the cube and make the index anew"
+        )
+    vector: NDArray[np.float32] = cube.embeddings(asking, slice(row, row + 1))[0]
     if np.isnan(vector[0]):
-        raise NotFoundError(f"row {row} has no embedding of model {model!r}")
+        raise NotFoundError(f"row {row} has no embedding of model {asking!r}")
     return vector
 
 

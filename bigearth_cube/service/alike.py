@@ -18,7 +18,7 @@ from bigearth_cube.retrieval.index import (
     MAX_K,
     VectorIndex,
     asking_model,
-    stored_vector,
+    query_vector,
     the_model,
 )
 from bigearth_cube.search import Question
@@ -109,12 +109,11 @@ class LookAlikes:
             If storage refuses or cannot be reached.
         """
         self._check(k, metric)
-        cube = self._served.cube
-        name = the_model(cube, model)
-        asking = asking_model(cube, name, query_model)
+        name = the_model(self._served.cube, model)
+        asking_model(self._served.cube, name, query_model)  # refuses before 300 MB are read
         row = int(self._served.index.rows[place])
         vectors = self._of_model(name)
-        vector = vectors.vector_of(row) if asking == name else stored_vector(cube, asking, row)
+        vector = query_vector(self._served.cube, vectors, query_model, row)
         # One more: the query finds itself, unless others are as near and come before it.
         most = min(k + 1, max(MAX_K, k))
         rows, distances = self._nearest(vectors, vector, most, metric, among)

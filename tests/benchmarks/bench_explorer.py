@@ -28,9 +28,15 @@ CHANGE = f"""async (value) => {{
         (input) => input.closest('label').textContent.includes(value));
     const frame = () => new Promise((done) => requestAnimationFrame(done));
     const began = performance.now();
+    const until = async (there) => {{
+        while (there() !== !!drawn()) {{
+            await frame();
+            if (performance.now() - began > 60000) throw new Error(value + ": nothing changed");
+        }}
+    }};
     box.click();
-    while (drawn()) await frame();
-    while (!drawn()) await frame();
+    await until(() => false);
+    await until(() => true);
     return performance.now() - began;
 }}"""
 

@@ -1,8 +1,9 @@
 """Checkpoints: the same values back, or a refusal that names the file."""
 
 import io
+import json
 import pickle
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,9 @@ import torch
 from bigearth_cube.errors import CubeIntegrityError, InvalidInputError, NotFoundError
 from bigearth_cube.nomenclature import NAMES_19
 from bigearth_cube.storage import Storage
+from training import checkpoint as checkpoint_module
 from training.checkpoint import BEST, Checkpoint, load, newest_whole, save, step_key
+from training.config import Config
 from training.models import build
 from training.recipes import recipe
 
@@ -41,6 +44,22 @@ def small(checkpoint: Checkpoint) -> Checkpoint:
     """Weights of a few kilobytes, for tests that read many copies."""
     optimizer = {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 0.1}]}
     return replace(checkpoint, model={"weight": torch.randn(300)}, optimizer=optimizer)
+
+
+def test_a_checkpoint_without_what_came_later_reads_with_its_default(
+    small: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = json.loads(small.config.to_json())
+    for name in ("contrast", "temperature"):
+        del config[name]
+    with monkeypatch.context() as patched:
+        then = [field for field in fields(Checkpoint) if field.name != "commit"]
+        patched.setattr(checkpoint_module, "fields", lambda _: then)
+        patched.setattr(Config, "to_json", lambda _: json.dumps(config))
+        data = replace(small, commit="1" * 40).to_bytes()
+    back = Checkpoint.from_bytes(data, "old.pt")
+    assert back.commit is None
+    assert back.config == small.config
 
 
 @pytest.mark.parametrize("scheme", ["memory://runs/a", "folder"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -12,7 +13,13 @@ from training.provenance import commit_of
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
-def test_a_tracked_file_names_its_commit_and_whether_files_differ(tmp_path: Path) -> None:
+def test_a_tracked_file_names_its_commit_and_whether_files_differ(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in os.environ if name.startswith("GIT_")]:
+        monkeypatch.delenv(name)  # a hook of the repository that is tested sets them
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+
     def git(*arguments: str) -> str:
         own = ("-c", "user.name=a", "-c", "user.email=a@b")
         done = subprocess.run(

@@ -125,6 +125,24 @@ def untimed(line: EpochLine) -> EpochLine:
 
 
 @pytest.mark.parametrize(
+    ("before", "now", "named"),
+    [
+        (None, None, None),
+        (None, "1", "unknown, 1"),
+        ("1", None, "1, unknown"),
+        ("1", "1", "1"),
+        ("1, 2", "1", "1, 2"),
+    ],
+)
+def test_a_run_that_goes_on_names_every_commit(
+    before: str | None, now: str | None, named: str | None, finished: Run
+) -> None:
+    saved = newest(finished.url)
+    wanted = replace(saved, commit=now)
+    assert training_loop._same_run(replace(saved, commit=before), wanted).commit == named
+
+
+@pytest.mark.parametrize(
     "written",
     [
         pytest.param("step-00000001.pt", marks=pytest.mark.slow),

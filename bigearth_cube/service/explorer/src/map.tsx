@@ -93,7 +93,8 @@ export function MapView({ state, change, collection }: { state: State; change: C
     setBusy(true);
     draw(made, state, collection, control.signal).then(
       (cells) => {
-        if (!control.signal.aborted) drawn.current = cells;
+        if (control.signal.aborted) return;
+        drawn.current = cells;
         setError("");
         made.once(cells ? "render" : "idle", done); // an image is drawn at once, footprints after a worker
       },
