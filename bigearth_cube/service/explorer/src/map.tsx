@@ -48,6 +48,7 @@ export function MapView({ state, change, collection }: { state: State; change: C
     made.on("load", () => setReady(true));
     made.on("moveend", (e) => {
       setMoved((n) => n + 1);
+      setBusy(true); // with the address, not after it
       if (!("originalEvent" in e) && !("by" in e)) return;
       const { lng, lat } = made.getCenter();
       latest.current.change({ place: [lng, lat, made.getZoom()] }, true);
