@@ -67,6 +67,11 @@ class Team:
             This rank's rows, of a floating type.
         part, n_rows
             Which rows of the batch, of ``n_rows``, these are.
+
+        Returns
+        -------
+        Tensor
+            (n_rows, ...), the same on every rank.
         """
         if self.world_size == 1:
             return rows

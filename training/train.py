@@ -394,7 +394,7 @@ def train_step(
         loss = loss_of(outputs.float(), batch.labels_BC).sum() / n_labels
     optimizer.zero_grad(set_to_none=True)
     # Gradients are averaged over the ranks, but each has only its part of the sum.
-    (loss * team.world_size).backward()  # type: ignore[no-untyped-call]
+    torch.autograd.backward(loss * team.world_size)
     if config.clip_norm is not None:
         nn.utils.clip_grad_norm_(score.parameters(), config.clip_norm)
     optimizer.step()

@@ -105,7 +105,7 @@ class FusedBranches(nn.Module):
 
 
 def head(n_classes: int) -> nn.Sequential:
-    """From the features to a logit a class."""
+    """Make logits_BC of features_BF, with the dropout of the papers before it."""
     return nn.Sequential(ByteDropout(0.25), ByteDropout(0.5), dense(N_FEATURES, n_classes))
 
 

@@ -15,7 +15,6 @@ from typing import Final
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
 
 from training.models.layers import Encoder, Network, PerView
 from training.models.tb_cnn import N_FEATURES, S1_S2, S2, FusedBranches, head
@@ -74,5 +73,5 @@ def embedded(views: tuple[FusedBranches, ...], images: Mapping[str, Tensor]) -> 
     is never negative, its sum is 1, and the chi-square distance of two is one to two times 2 - 2c
     (see ``retrieval.distances``), c being the cosine that training draws near or apart.
     """
-    of_each = [F.normalize(view.features(images)) for view in views]
-    return F.normalize(torch.stack(of_each).sum(dim=0)).square()
+    of_each = [nn.functional.normalize(view.features(images)) for view in views]
+    return nn.functional.normalize(torch.stack(of_each).sum(dim=0)).square()
