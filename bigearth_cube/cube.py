@@ -8,13 +8,11 @@ import json
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from bigearth_cube import layout as layouts
@@ -27,7 +25,8 @@ from bigearth_cube.errors import (
     NotFoundError,
     StorageError,
 )
-from bigearth_cube.item_index import ItemIndex, one_array
+from bigearth_cube.item_index import ItemIndex
+from bigearth_cube.items_store import read_columns, read_items
 from bigearth_cube.layout import CubeLayout, Documents
 from bigearth_cube.lock import lock
 from bigearth_cube.nomenclature import (
@@ -42,8 +41,6 @@ from bigearth_cube.writer import ROOT, ZARR, CubeWriter
 
 if TYPE_CHECKING:
     import xarray as xr
-
-_COLUMNS_AT_ONCE: Final = 2
 
 
 class RowValues(Protocol):
@@ -248,8 +245,7 @@ class Cube:
         StorageError
             If storage refuses or cannot be reached.
         """
-        keys = current_tables(self.releases)
-        return pa.concat_tables([_read_table(self.storage, key) for key in keys])
+        return read_items(self.storage, current_tables(self.releases))
 
     def read_items(self, without: Collection[str]) -> pa.Table:
         """Read the items table anew, without some columns: half of it repeats one description.
@@ -271,21 +267,7 @@ class Cube:
         StorageError
             If storage refuses or cannot be reached.
         """
-        tables = [(key, _table_bytes(self.storage, key)) for key in current_tables(self.releases)]
-        first = _table_file(*tables[0])
-        leaves: dict[str, list[str]] = {}
-        for path in (first.schema.column(i).path for i in range(len(first.schema))):
-            if not {path, *path.split(".")} & {*without}:
-                leaves.setdefault(path.split(".")[0], []).append(path)
-
-        def read(paths: list[str]) -> pa.Array:
-            parts = [_table_file(*table).read(paths, use_threads=False) for table in tables]
-            return one_array(pa.concat_tables(parts).column(0))
-
-        # A column or two at a time: whole tables would lie in memory twice.
-        with _faults_of(tables[0][0]), ThreadPoolExecutor(_COLUMNS_AT_ONCE) as pool:
-            columns = dict(zip(leaves, pool.map(read, leaves.values()), strict=True))
-        return pa.table(columns, metadata=first.schema_arrow.metadata)
+        return read_columns(self.storage, current_tables(self.releases), without)
 
     def search(self, **query: Any) -> searching.Selection:
         """Select patches; see ``bigearth_cube.search.search`` for the query.
@@ -825,36 +807,6 @@ def _has_begun(storage: Storage) -> bool:
     except (NotFoundError, StorageError):
         return False
     return True
-
-
-def _read_table(storage: Storage, key: str) -> pa.Table:
-    file = _table_file(key, _table_bytes(storage, key))
-    with _faults_of(key):
-        # Without threads: one that is left when the interpreter ends would abort the process.
-        return file.read(use_threads=False)
-
-
-def _table_bytes(storage: Storage, key: str) -> pa.Buffer:
-    with _faults_of(key):
-        return pa.py_buffer(storage.read(key))
-
-
-def _table_file(key: str, data: pa.Buffer) -> pq.ParquetFile:
-    with _faults_of(key):
-        return pq.ParquetFile(pa.BufferReader(data))
-
-
-@contextmanager
-def _faults_of(key: str) -> Iterator[None]:
-    try:
-        yield
-    except NotFoundError:
-        reason = "object is missing; it was written with the release"
-    except (pa.ArrowException, pa.ArrowIOError) as error:
-        reason = f"not a parquet file ({error})"
-    else:
-        return
-    raise CubeIntegrityError(key, reason) from None
 
 
 def _fault(storage: Storage, stored: StoredObject, may_be: Collection[StoredObject]) -> str | None:

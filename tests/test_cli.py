@@ -26,7 +26,7 @@ from bigearth_cube.terminal import dask_client
 
 def bec(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "bigearth_cube.cli", *arguments],
+        [sys.executable, "-m", "bigearth_cube", *arguments],
         capture_output=True,
         text=True,
         check=False,

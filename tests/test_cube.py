@@ -307,6 +307,24 @@ def test_a_damaged_items_table_is_an_error_that_names_it(
         own_cube.search(split="train")
 
 
+def test_damage_within_the_table_of_a_later_release_is_told_with_its_name(tmp_path: Path) -> None:
+    ingest(MemorySource(10), str(tmp_path))
+    ingest(MemorySource(30, first=10), str(tmp_path))
+    path = tmp_path / "items/r2-0.parquet"
+    metadata = pq.ParquetFile(path).metadata.row_group(0)
+    data = bytearray(path.read_bytes())
+    for index in range(metadata.num_columns):  # its first page, not the footer that tells of it
+        column = metadata.column(index)
+        begin = column.data_page_offset + 40
+        data[begin : column.data_page_offset + column.total_compressed_size] = b""
+        data[begin:begin] = bytes(len(path.read_bytes()) - len(data))
+    path.write_bytes(data)
+    cube = open_cube(str(tmp_path))
+    for read in (lambda: cube.items, lambda: cube.read_items(())):
+        with pytest.raises(CubeIntegrityError, match=r"items/r2-0\.parquet"):
+            read()
+
+
 def test_a_cube_without_its_records_cannot_be_verified(own_cube: Cube) -> None:
     (Path(own_cube.url) / "ingest/r1/objects.json").write_bytes(b"{")
     with pytest.raises(CubeIntegrityError, match=r"ingest/r1/objects\.json"):

@@ -68,7 +68,7 @@ def test_a_command_that_is_killed_or_interrupted_goes_on_to_the_same_objects(
     sources = [str(archive / "BigEarthNet-S2"), str(archive / "metadata.parquet")]
 
     def command(url: Path) -> list[str]:
-        line = [sys.executable, "-m", "bigearth_cube.cli", "ingest", *sources, str(url)]
+        line = [sys.executable, "-m", "bigearth_cube", "ingest", *sources, str(url)]
         return [*line, "--workers", "1"]
 
     url = tmp_path / "cube"
