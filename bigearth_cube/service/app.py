@@ -15,7 +15,6 @@ from typing import Any, Final
 
 from brotli_asgi import BrotliMiddleware
 from fastapi import FastAPI
-from fastapi.exceptions import RequestValidationError
 from stac_fastapi.api.app import StacApi
 from stac_fastapi.api.models import EmptyRequest
 from stac_fastapi.api.routes import create_async_endpoint
@@ -30,7 +29,6 @@ from stac_fastapi.extensions.sort import (
 )
 from stac_fastapi.types.config import ApiSettings
 from starlette.concurrency import run_in_threadpool
-from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
@@ -39,16 +37,9 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bigearth_cube.cube import Cube
-from bigearth_cube.errors import (
-    BigEarthCubeError,
-    CubeIntegrityError,
-    InvalidInputError,
-    NotFoundError,
-    StorageError,
-)
 from bigearth_cube.items_table import STAC_VERSION
 from bigearth_cube.service import patches, requests
-from bigearth_cube.service.alike import NoEncoderError
+from bigearth_cube.service.faults import FAULTS, add_faults, fault
 from bigearth_cube.service.shelf import Shelf
 from bigearth_cube.service.stac_api import (
     AggregationClient,
@@ -70,13 +61,6 @@ _NO_EXPLORER: Final = (
     "<code>make web</code> in a checkout (it needs Node), or install a wheel, which has it. "
     "The API is there: <a href=api.html>its operations</a>.</p></html>"
 )
-_STATUS: Final[dict[type[Exception], int]] = {
-    InvalidInputError: 400,
-    NoEncoderError: 409,
-    NotFoundError: 404,
-    CubeIntegrityError: 500,
-    StorageError: 503,
-}
 _FILTERS: Final[list[str]] = [
     FilterConformanceClasses.FILTER,
     FilterConformanceClasses.SEARCH,
@@ -144,8 +128,18 @@ def app_of(shelf: Shelf) -> FastAPI:
         stac_fastapi_landing_id="bigearthnet",
     )
     client = CoreClient(shelf=shelf, landing_page_id="bigearthnet")
+    app = FastAPI(
+        title=_TITLE,
+        description=_DESCRIPTION,
+        version=version("bigearth-cube"),
+        openapi_url=settings.openapi_url,
+        docs_url=settings.docs_url,
+        redoc_url=None,
+        responses=FAULTS,
+    )
     api = StacApi(
         settings=settings,
+        app=app,
         client=client,
         extensions=extensions,
         exceptions={},
@@ -175,7 +169,7 @@ def app_of(shelf: Shelf) -> FastAPI:
         ],
     )
     api.app.include_router(patches.router_of(shelf, client))
-    _add_errors(api.app)
+    add_faults(api.app)
     _add_health(api.app, shelf)
     _add_explorer(api.app)
     api.app.state.shelf = shelf
@@ -233,51 +227,6 @@ def _add_explorer(app: FastAPI) -> None:
     async def explorer() -> Response:
         """Say how the page is made."""
         return HTMLResponse(_NO_EXPLORER, 404)
-
-
-# --- errors --------------------------------------------------------------------------------------
-
-
-def _add_errors(app: FastAPI) -> None:
-    app.add_exception_handler(BigEarthCubeError, _refuse)
-    app.add_exception_handler(RequestValidationError, _refuse_form)
-    app.add_exception_handler(HTTPException, _refuse_plainly)
-    app.add_exception_handler(Exception, _fail)
-
-
-def _refuse(request: Request, error: Exception) -> JsonResponse:
-    status = next((code for kind, code in _STATUS.items() if isinstance(error, kind)), 500)
-    if status >= 500:
-        _log.error("%s %s: %s", request.method, request.url.path, error)
-    return _said(status, type(error).__name__, str(error))
-
-
-def _refuse_form(request: Request, error: Exception) -> JsonResponse:
-    assert isinstance(error, RequestValidationError)
-    faults = []
-    for fault in error.errors()[:3]:
-        place = ".".join(str(part) for part in fault["loc"][1:]) or "body"
-        faults.append(f"{place}: {fault['msg'][:1].lower()}{fault['msg'][1:]}")
-    return _said(400, "InvalidInputError", "; ".join(faults))
-
-
-def _refuse_plainly(request: Request, error: Exception) -> JsonResponse:
-    assert isinstance(error, HTTPException)
-    code = {404: "NotFoundError", 405: "MethodNotAllowed"}.get(error.status_code, "Error")
-    said = f"no {request.url.path:.200} here; / lists what there is"
-    detail = said if error.status_code == 404 else str(error.detail)
-    return _said(error.status_code, code, detail, dict(error.headers or {}))
-
-
-def _fail(request: Request, error: Exception) -> JsonResponse:
-    # The server logs the error itself, which goes on to it.
-    return _said(500, "InternalError", "the service failed on this request; its log says why")
-
-
-def _said(
-    status: int, code: str, description: str, headers: dict[str, str] | None = None
-) -> JsonResponse:
-    return JsonResponse({"code": code, "description": description}, status, headers)
 
 
 # --- around every request ------------------------------------------------------------------------
@@ -340,7 +289,7 @@ class _Limits:
             more = message.get("more_body", False) and not too_large
         if too_large:
             said = f"the body is larger than {self._most_bytes:,} bytes; send one patch at a time"
-            answer = _said(413, "TooLarge", said, {"Connection": "close"})
+            answer = fault(413, "TooLarge", said, {"Connection": "close"})
             await answer(scope, receive, send)
             return
         messages = iter([{"type": "http.request", "body": bytes(body), "more_body": False}])

@@ -13,6 +13,7 @@ from bigearth_cube.nomenclature import GROUPS
 from bigearth_cube.search import Selection
 from bigearth_cube.service import requests
 from bigearth_cube.service.alike import LookAlikes, pixels_of
+from bigearth_cube.service.faults import NO_ENCODER
 from bigearth_cube.service.pictures import KINDS, Pictures
 from bigearth_cube.service.predictions import Predictions
 from bigearth_cube.service.render import THUMBNAIL
@@ -47,7 +48,7 @@ def router_of(shelf: Shelf, client: CoreClient) -> APIRouter:
     @router.get(
         f"{_ITEM}/{THUMBNAIL}",
         response_class=Response,
-        responses={200: {"content": {"image/png": {}}}},
+        responses={200: {"content": {"image/png": {}}}, 304: {"description": "As you have it."}},
     )
     def thumbnail(
         request: Request,
@@ -123,7 +124,7 @@ def router_of(shelf: Shelf, client: CoreClient) -> APIRouter:
         shelf[collection_id]
         return JsonResponse({"models": alike[collection_id].models()})
 
-    @router.get(f"{_ITEM}/similar")
+    @router.get(f"{_ITEM}/similar", responses=NO_ENCODER)
     def similar(request: Request, collection_id: str, item_id: str, asked: _Similar) -> Response:
         """Give the k items that look most like one, nearest first, with their distance."""
         requests.check_parameters(request, requests.SimilarGet)
@@ -131,7 +132,7 @@ def router_of(shelf: Shelf, client: CoreClient) -> APIRouter:
         found = alike[collection_id].of_patch(served.place_of(item_id), **_how(asked.kwargs()))
         return client.ranked(request, served, *found)
 
-    @router.post("/collections/{collection_id}/similar")
+    @router.post("/collections/{collection_id}/similar", responses=NO_ENCODER)
     def similar_to_posted(
         request: Request, collection_id: str, given: requests.SimilarPost
     ) -> Response:

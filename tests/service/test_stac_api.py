@@ -1,0 +1,246 @@
+"""What the STAC API answers."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import brotli
+import distributed
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import stac_geoparquet.arrow
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from starlette.testclient import TestClient
+
+from bigearth_cube import stac
+from bigearth_cube.cube import Cube, open_cube
+from bigearth_cube.errors import InvalidInputError
+from bigearth_cube.ingest import ingest
+from bigearth_cube.nomenclature import NAMES_19
+from bigearth_cube.service.app import create_app
+from tests.service.helpers import N_PATCHES, ids_of
+from tests.sources import MemorySource
+
+SUMMER = {"filter": "\"bec:season\" = 'summer' AND a_contains(\"bec:labels\", 'Pastures')"}
+
+
+def _matched(client: TestClient, **query: Any) -> list[str]:
+    answer = client.get("/search", params={"limit": "10000", **query})
+    assert answer.status_code == 200, answer.text
+    ids = [item["id"] for item in answer.json()["features"]]
+    assert answer.json()["numberMatched"] == len(ids)
+    return ids
+
+
+def test_items_are_those_that_the_library_makes_but_for_links_of_the_api(
+    client: TestClient, cube: Cube
+) -> None:
+    answer = client.get("/search", params={"limit": str(N_PATCHES)}).json()
+    expected = stac.items(cube.items, cube_url=cube.url)
+    assert answer["numberMatched"] == answer["numberReturned"] == len(expected) == N_PATCHES
+    for item, known in zip(answer["features"], json.loads(json.dumps(expected)), strict=True):
+        item["assets"].pop("thumbnail")
+        del item["links"], known["links"]
+        assert item == known
+
+
+def test_a_large_answer_is_compressed_for_who_understands_it(client: TestClient) -> None:
+    url, compressed = "/search?limit=600", {"Accept-Encoding": "br"}
+    with client.stream("GET", url, headers=compressed) as answer:
+        assert answer.headers["content-encoding"] == "br"
+        small = b"".join(answer.iter_raw())
+    plain = client.get(url, headers={"Accept-Encoding": "identity"}).content
+    assert len(small) < len(plain) / 10
+    assert brotli.decompress(small) == plain
+
+
+def test_an_item_by_its_name_is_the_one_that_the_search_gives(client: TestClient) -> None:
+    (item,) = client.get("/search", params={"limit": "1"}).json()["features"]
+    links = {link["rel"]: link["href"] for link in item["links"]}
+    assert client.get(links["self"]).json() == item
+    assert client.get(links["collection"]).json()["id"] == item["collection"]
+    assert client.get(item["assets"]["thumbnail"]["href"]).status_code == 200
+
+
+def test_unknown_values_are_left_out_of_items(
+    dask_client: distributed.Client, tmp_path: Path
+) -> None:
+    source = MemorySource(5, unlabeled=frozenset([1]), without_s1=frozenset([2]))
+    ingest(source, str(tmp_path / "cube"), client=dask_client)
+    cube = open_cube(str(tmp_path / "cube"))
+    with TestClient(create_app([cube])) as client:
+        items = client.get("/search").json()["features"]
+    assert [("bec:labels" in item["properties"]) for item in items].count(False) == 1
+    assert ["s1/r10m" in item["assets"] for item in items].count(False) == 1
+    for item, known in zip(items, stac.items(cube.items, cube_url=cube.url), strict=True):
+        assert item["properties"] == known["properties"]
+        assert item["stac_extensions"] == known["stac_extensions"]
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    west=st.floats(12, 14),
+    width=st.floats(0, 1),
+    label=st.sampled_from(NAMES_19),
+    split=st.sampled_from(["train", "validation", "test"]),
+    as_json=st.booleans(),
+)
+def test_the_service_and_the_library_find_the_same_rows(
+    client: TestClient, cube: Cube, west: float, width: float, label: str, split: str, as_json: bool
+) -> None:
+    bbox = [west, 40.0, west + width, 60.0]
+    text = f"\"bec:split\" = '{split}' OR a_contains(\"bec:labels\", '{label}')"
+    found = cube.search(bbox=bbox, filter=text)
+    if as_json:
+        parts = [
+            {"op": "=", "args": [{"property": "bec:split"}, split]},
+            {"op": "a_contains", "args": [{"property": "bec:labels"}, [label]]},
+        ]
+        body = {"bbox": bbox, "filter": {"op": "or", "args": parts}, "limit": N_PATCHES}
+        answer = client.post("/search", json=body).json()
+        ids = [item["id"] for item in answer["features"]]
+    else:
+        ids = _matched(client, bbox=",".join(map(str, bbox)), filter=text)
+    assert sorted(ids) == sorted(found.ids.to_pylist())
+
+
+def test_a_filter_is_text_or_json_by_get_and_by_post(client: TestClient) -> None:
+    text = "\"bec:split\" = 'test'"
+    as_json = {"op": "=", "args": [{"property": "bec:split"}, "test"]}
+    expected = _matched(client, filter=text)
+    assert expected
+    assert _matched(client, filter=json.dumps(as_json), **{"filter-lang": "cql2-json"}) == expected
+    for language, given_filter in (("cql2-text", text), ("cql2-json", as_json), (None, text)):
+        body = {"filter": given_filter, "limit": N_PATCHES} | (
+            {"filter-lang": language} if language else {}
+        )
+        found = client.post("/search", json=body).json()["features"]
+        assert [item["id"] for item in found] == expected
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize("sortby", [None, "-id", "bec:split,-bec:row"])
+def test_pages_hold_every_item_once_and_in_order(
+    client: TestClient, method: str, sortby: str | None
+) -> None:
+    given_sort = {} if sortby is None else {"sortby": sortby}
+    whole = _matched(client, **given_sort)
+    paged: list[str] = []
+    if method == "GET":
+        link = {"href": "/search?limit=77" + (f"&sortby={sortby}" if sortby else "")}
+    else:
+        parts = [
+            {"field": part.lstrip("-"), "direction": "desc" if part[0] == "-" else "asc"}
+            for part in (sortby or "").split(",")
+            if part
+        ]
+        link = {"href": "/search", "body": {"limit": 77, "sortby": parts}}  # type: ignore[dict-item]
+    while True:
+        if method == "GET":
+            page = client.get(link["href"]).json()
+        else:
+            page = client.post(link["href"], json=link["body"]).json()
+        paged += [item["id"] for item in page["features"]]
+        following = [one for one in page["links"] if one["rel"] == "next"]
+        if not following:
+            break
+        (link,) = following
+    assert paged == whole
+    assert len(set(paged)) == N_PATCHES
+
+
+def test_fields_are_those_asked_for(client: TestClient) -> None:
+    asked = {"fields": "bec:labels,-assets,-geometry", "limit": "1"}
+    (item,) = client.get("/search", params=asked).json()["features"]
+    assert set(item["properties"]) == {"datetime", "bec:labels"}
+    assert not {"assets", "geometry"} & set(item)
+
+
+def test_tables_hold_the_items_that_json_has(client: TestClient, cube: Cube) -> None:
+    answer = client.get("/search", params={**SUMMER, "f": "geoparquet", "limit": "1000"})
+    table = pq.read_table(io.BytesIO(answer.content))
+    expected = _matched(client, **SUMMER)
+    assert table["id"].to_pylist() == expected
+    assert answer.headers["ogc-numbermatched"] == str(len(expected))
+    (first, *_) = stac_geoparquet.arrow.stac_table_to_items(table)
+    json_item = client.get(f"/collections/{cube.id}/items/{first['id']}").json()
+    assert first["bbox"] == json_item["bbox"]
+    assert first["assets"]["s2/r10m"]["href"] == json_item["assets"]["s2/r10m"]["href"]
+    assert first["properties"]["bec:labels"] == json_item["properties"]["bec:labels"]
+    accept = {"Accept": "application/vnd.apache.arrow.stream"}
+    stream = client.get("/search", params={"limit": "7"}, headers=accept)
+    assert pa.ipc.open_stream(stream.content).read_all().num_rows == 7
+    assert 'rel="next"' in stream.headers["link"]
+
+
+def test_every_queryable_filters_and_every_sortable_sorts(client: TestClient, cube: Cube) -> None:
+    for where in ("", f"/collections/{cube.id}"):
+        names = client.get(f"{where}/queryables").json()["properties"]
+        assert {"eo:cloud_cover", "bec:labels", "geometry", "datetime", "id"} <= set(names)
+        for name in names:
+            answer = client.get("/search", params={"filter": f'"{name}" IS NULL', "limit": "1"})
+            assert answer.status_code == 200, answer.text
+        for name in client.get(f"{where}/sortables").json()["properties"]:
+            assert client.get("/search", params={"sortby": name}).status_code == 200
+
+
+def test_counts_are_those_of_the_items(client: TestClient, cube: Cube) -> None:
+    names = "total_count,bec_labels_frequency,bec_split_frequency"
+    for url in ("/aggregate", f"/collections/{cube.id}/aggregate"):
+        answer = client.get(url, params={**SUMMER, "aggregations": names}).json()
+        posted = client.post(url, json={**SUMMER, "aggregations": names.split(",")}).json()
+        assert answer["aggregations"] == posted["aggregations"]
+    counted = {one["name"]: one for one in answer["aggregations"]}
+    items = client.get("/search", params={**SUMMER, "limit": "1000"}).json()["features"]
+    assert counted["total_count"]["value"] == len(items)
+    for bucket in counted["bec_labels_frequency"]["buckets"]:
+        of_label = [item for item in items if bucket["key"] in item["properties"]["bec:labels"]]
+        assert bucket["frequency"] == len(of_label)
+
+
+def test_density_counts_each_item_in_one_cell(client: TestClient, cube: Cube) -> None:
+    url = f"/collections/{cube.id}/density"
+    found = client.get(url, params={**SUMMER, "zoom": "10", "label": "Pastures"}).json()
+    assert sum(found["count"]) == found["matched"] == len(_matched(client, **SUMMER))
+    assert found["with_label"] == found["count"]
+    other = client.get(url, params={"zoom": "10", "label": "Arable land"}).json()
+    of_label = _matched(client, filter="a_contains(\"bec:labels\", 'Arable land')")
+    assert sum(other["with_label"]) == len(of_label) < N_PATCHES
+    assert client.get(url, params={"label": "Grass"}).status_code == 400
+
+
+def test_two_cubes_answer_as_one_and_each_alone(
+    twin_client: TestClient, twins: tuple[Cube, Cube]
+) -> None:
+    one, two = map(ids_of, twins)
+    assert _matched(twin_client) == one + two
+    assert _matched(twin_client, sortby="-id") == sorted(one + two, reverse=True)
+    assert _matched(twin_client, collections="two") == two
+    assert _matched(twin_client, collections="three") == []
+    assert twin_client.get(f"/collections/one/items/{two[0]}").status_code == 404
+    assert [c["id"] for c in twin_client.get("/collections").json()["collections"]] == [
+        "one",
+        "two",
+    ]
+
+
+def test_cubes_of_one_name_are_refused(cube: Cube) -> None:
+    with pytest.raises(InvalidInputError, match="two cubes are named"):
+        create_app([cube, cube])
+    with pytest.raises(InvalidInputError, match="no cube to serve"):
+        create_app([])
+
+
+def test_a_browser_is_sent_to_the_explorer_and_a_client_is_not(client: TestClient) -> None:
+    as_browser = client.get("/", headers={"Accept": "text/html"}, follow_redirects=False)
+    assert (as_browser.status_code, as_browser.headers["location"][-9:]) == (307, "/explorer")
+    assert "explorer" in client.get("/explorer").text
+    landing = client.get("/").json()
+    assert landing["type"] == "Catalog"
+    assert any(link["rel"] == "search" and link["method"] == "POST" for link in landing["links"])
+    assert client.get("/healthz").json()["status"] == "UP"
