@@ -1,38 +1,28 @@
 // The archive on a map: cells when far, footprints when near. The server counts; nothing but outlines of
 // countries is loaded beside it.
 import { useEffect, useRef, useState } from "preact/hooks";
-import { Map as Mapped, NavigationControl, ScaleControl, setWorkerUrl, type GeoJSONSource, type ImageSource, type MapMouseEvent } from "maplibre-gl";
+import { Map as Mapped, NavigationControl, ScaleControl, setWorkerUrl, type GeoJSONSource, type MapMouseEvent } from "maplibre-gl";
 import "maplibre-gl/dist/maplibre-gl.css";
 import * as api from "./api";
 import type { Change } from "./app";
+import { CellsLayer, cellsOf, cellZoom, corner, tileOf, type Cells } from "./cells";
 import { CLASSES_19, CLASSES_43, colorOf } from "./classes";
 import { labelsOf, questionOf, type State } from "./state";
-import { number, percent } from "./text";
 
 setWorkerUrl(new URL("./worker.js", document.baseURI).href);
 
 /** From this zoom on patches are drawn, not cells: one is 10 px wide there. */
 const NEAR = 9.5;
 const MOST_FOOTPRINTS = 3000;
-/** A cell is 512 / 2^5 = 16 px wide. */
-const FINER = 5;
 const EMPTY = { type: "FeatureCollection" as const, features: [] };
-/** A pixel that is clear: a map with a source that holds nothing is never done. */
-const CLEAR = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw==";
-
-/** Cells as an image of a pixel each: where it lies, and what is said of each, by x and y of its tile. */
-interface Cells {
-  zoom: number;
-  image: ImageData;
-  corners: [[number, number], [number, number], [number, number], [number, number]];
-  said: Map<string, string>;
-}
 
 type Feature = { type: "Feature"; geometry: api.Item["geometry"]; properties: Record<string, unknown> };
 
 export function MapView({ state, change, collection }: { state: State; change: Change; collection: api.Collection }) {
   const box = useRef<HTMLDivElement>(null);
   const map = useRef<Mapped | null>(null);
+  const layer = useRef<CellsLayer | null>(null);
+  const loaded = useRef<Promise<unknown> | null>(null);
   const [ready, setReady] = useState(false);
   const [moved, setMoved] = useState(0);
   const [said, say] = useState("");
@@ -45,7 +35,10 @@ export function MapView({ state, change, collection }: { state: State; change: C
   useEffect(() => {
     const made = start(box.current!, state, collection);
     map.current = made;
-    made.on("load", () => setReady(true));
+    layer.current = new CellsLayer(made);
+    setReady(false);
+    loaded.current = new Promise((done) => made.once("load", done));
+    made.once("load", () => setReady(true));
     made.on("moveend", (e) => {
       setMoved((n) => n + 1);
       setBusy(true); // with the address, not after it
@@ -56,6 +49,7 @@ export function MapView({ state, change, collection }: { state: State; change: C
     const at = (e: MapMouseEvent): { said: string; go: () => void } | null => {
       const cells = drawn.current;
       if (!cells) {
+        if (!made.getLayer("patches")) return null; // nothing is drawn yet
         const hit = made.queryRenderedFeatures(e.point, { layers: ["patches"] })[0]?.properties;
         return hit ? { said: String(hit.said), go: () => latest.current.change({ patch: String(hit.id) }) } : null;
       }
@@ -88,16 +82,17 @@ export function MapView({ state, change, collection }: { state: State; change: C
   const question = JSON.stringify([questionOf(state), state.classes, state.share]);
   useEffect(() => {
     const made = map.current;
-    if (!made || !ready) return;
+    if (!made) return;
     const control = new AbortController();
     const done = () => control.signal.aborted || setBusy(false);
     setBusy(true);
-    draw(made, state, collection, control.signal).then(
+    draw(made, layer.current!, loaded.current!, state, collection, control.signal).then(
       (cells) => {
         if (control.signal.aborted) return;
         drawn.current = cells;
         setError("");
-        made.once(cells ? "render" : "idle", done); // an image is drawn at once, footprints after a worker
+        if (cells) requestAnimationFrame(done);
+        else made.once("idle", done); // footprints are cut by a worker first
       },
       (e: Error) => {
         if (!control.signal.aborted) setError(e.message);
@@ -105,11 +100,11 @@ export function MapView({ state, change, collection }: { state: State; change: C
       },
     );
     return () => control.abort();
-  }, [ready, moved, question]);
+  }, [collection.id, moved, question]);
 
   const names = state.classes === 43 ? CLASSES_43.map(([, name]) => name) : CLASSES_19.map(([name]) => name);
   return (
-    <section class="map" aria-label="Map" aria-busy={busy}>
+    <section class="map" aria-label="Map" aria-busy={busy || !ready}>
       <div class="over">
         <label>
           Color by{" "}
@@ -149,19 +144,18 @@ function start(container: HTMLElement, state: State, collection: api.Collection)
     dragRotate: false,
     pitchWithRotate: false,
     fadeDuration: 0,
+    renderWorldCopies: false,
     maxZoom: 16,
     style: {
       version: 8,
       sources: {
         countries: { type: "geojson", data: new URL("./countries.json", document.baseURI).href },
-        cells: { type: "image", url: CLEAR, coordinates: [[0, 1], [1, 1], [1, 0], [0, 0]] },
         patches: { type: "geojson", data: EMPTY },
       },
       layers: [
         { id: "sea", type: "background", paint: { "background-color": dark ? "#14202b" : "#d6e4ec" } },
         { id: "land", type: "fill", source: "countries", paint: { "fill-color": dark ? "#26323a" : "#f7f5f0", "fill-antialias": false } },
         { id: "borders", type: "line", source: "countries", paint: { "line-color": dark ? "#5d6b75" : "#a8a297", "line-width": 0.8 } },
-        { id: "cells", type: "raster", source: "cells", paint: { "raster-opacity": 0.85, "raster-resampling": "nearest", "raster-fade-duration": 0 } },
         { id: "patches", type: "fill", source: "patches", paint: { "fill-color": ["get", "color"], "fill-opacity": 0.75, "fill-outline-color": dark ? "#ffffff" : "#333333" } },
       ],
     },
@@ -178,48 +172,33 @@ function approach(made: Mapped, center: [number, number]): void {
 }
 
 /** Draw what is in view; returns the cells, or null when near. */
-async function draw(made: Mapped, state: State, collection: api.Collection, signal: AbortSignal): Promise<Cells | null> {
+async function draw(
+  made: Mapped,
+  layer: CellsLayer,
+  loaded: Promise<unknown>,
+  state: State,
+  collection: api.Collection,
+  signal: AbortSignal,
+): Promise<Cells | null> {
   const bounds = made.getBounds();
   const clip = (v: number, most: number) => Math.max(-most, Math.min(most, v));
   const bbox = [clip(bounds.getWest(), 180), clip(bounds.getSouth(), 90), clip(bounds.getEast(), 180), clip(bounds.getNorth(), 90)].join(",");
-  const near = made.getZoom() >= NEAR;
-  const show = (layer: string, shown: boolean) => made.setLayoutProperty(layer, "visibility", shown ? "visible" : "none");
-  if (near) {
-    const features = await footprints(state, collection, bbox, signal);
+  if (made.getZoom() < NEAR) {
+    const parameters: Record<string, string | number> = { ...questionOf(state), zoom: cellZoom(made.getZoom()), bbox };
+    if (state.share) parameters.label = state.share;
+    const cells = cellsOf(await api.density(collection.id, parameters, signal));
     if (signal.aborted) return null;
-    (made.getSource("patches") as GeoJSONSource).setData({ type: "FeatureCollection", features });
-    show("cells", false);
-    show("patches", true);
-    return null;
+    layer.show(cells);
+    if (made.getLayer("patches")) made.setLayoutProperty("patches", "visibility", "none");
+    return cells;
   }
-  const found = await cells(state, collection, bbox, Math.min(13, Math.floor(made.getZoom()) + FINER), signal);
+  const features = await footprints(state, collection, bbox, signal);
+  await loaded;
   if (signal.aborted) return null;
-  (made.getSource("cells") as ImageSource).updateImage({ image: found.image, coordinates: found.corners });
-  show("cells", true);
-  show("patches", false);
-  return found;
-}
-
-async function cells(state: State, collection: api.Collection, bbox: string, zoom: number, signal: AbortSignal): Promise<Cells> {
-  const parameters: Record<string, string | number> = { ...questionOf(state), zoom, bbox };
-  if (state.share) parameters.label = state.share;
-  const found = await api.density(collection.id, parameters, signal);
-  const most = Math.max(1, ...found.count);
-  const span = (of: number[]) => [Math.min(...of, 2 ** zoom - 1), Math.max(...of, 0)] as const;
-  const [[west, east], [north, south]] = [span(found.x), span(found.y)];
-  // Nothing found: a pixel that is clear.
-  const image = new ImageData(Math.max(1, east - west + 1), Math.max(1, south - north + 1));
-  const said = new Map<string, string>();
-  found.count.forEach((n, i) => {
-    const [x, y] = [found.x[i]!, found.y[i]!];
-    const share = found.with_label ? found.with_label[i]! / n : null;
-    const color = ramp(share ?? Math.log(n + 1) / Math.log(most + 1));
-    image.data.set([...color, 255], 4 * ((y - north) * image.width + x - west));
-    said.set(`${x}/${y}`, share === null ? `${number(n)} patches` : `${percent(share)} of ${number(n)} patches`);
-  });
-  const [left, top] = corner(west, north, zoom);
-  const [right, bottom] = corner(west + image.width, north + image.height, zoom);
-  return { zoom, image, said, corners: [[left, top], [right, top], [right, bottom], [left, bottom]] };
+  (made.getSource("patches") as GeoJSONSource).setData({ type: "FeatureCollection", features });
+  made.setLayoutProperty("patches", "visibility", "visible");
+  layer.show(null);
+  return null;
 }
 
 async function footprints(state: State, collection: api.Collection, bbox: string, signal: AbortSignal): Promise<Feature[]> {
@@ -236,30 +215,4 @@ async function footprints(state: State, collection: api.Collection, bbox: string
       properties: { id: item.id, color, said: `${item.properties.datetime.slice(0, 10)}: ${labels.join(", ") || "no labels"}` },
     };
   });
-}
-
-/** Web map tile that holds a place. */
-function tileOf(lng: number, lat: number, zoom: number): [number, number] {
-  const y = (1 - Math.asinh(Math.tan((lat * Math.PI) / 180)) / Math.PI) / 2;
-  return [Math.floor(((lng + 180) / 360) * 2 ** zoom), Math.floor(y * 2 ** zoom)];
-}
-
-/** Upper left corner of a web map tile, degrees. */
-function corner(x: number, y: number, zoom: number): [number, number] {
-  const n = 2 ** zoom;
-  return [(x / n) * 360 - 180, (Math.atan(Math.sinh(Math.PI * (1 - (2 * y) / n))) * 180) / Math.PI];
-}
-
-const STOPS = [
-  [255, 237, 160],
-  [254, 178, 76],
-  [240, 59, 32],
-  [128, 0, 38],
-] as const;
-
-/** Color of a value from 0 to 1: the brighter the less, in light and dark. */
-function ramp(value: number): number[] {
-  const at = Math.min(0.9999, Math.max(0, value)) * (STOPS.length - 1);
-  const [low, high] = [STOPS[Math.floor(at)]!, STOPS[Math.floor(at) + 1]!];
-  return low.map((v, i) => Math.round(v + (high[i]! - v) * (at % 1)));
 }
