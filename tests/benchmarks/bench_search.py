@@ -1,18 +1,14 @@
 """Search over the 549,488 pairs of v2, from the official lists: pages, counts, selections.
 
-Needs the lists in the folder named by BEC_SAMPLES. Where BEC_PGSTAC names a database that ``bec
-export pgstac`` filled with the same items, its own search is measured beside, in the same run;
-where BEC_PGSTAC_API names a stac-fastapi.pgstac over it, that too.
+Needs the lists in the folder named by BEC_SAMPLES.
 
 The table of 20 million holds the same items again and again: a box finds 36 of each.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import resource
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -69,40 +65,6 @@ def test_page_of_10(benchmark: Any, cube: Cube, name: str) -> None:
 
     assert len(benchmark.pedantic(ask, rounds=200, warmup_rounds=5)) == 10
     note_memory(benchmark)
-
-
-@pytest.mark.parametrize("name", QUERIES)
-def test_page_of_10_of_pgstac(benchmark: Any, name: str) -> None:
-    dsn = os.environ.get("BEC_PGSTAC")
-    if not dsn:
-        pytest.skip("BEC_PGSTAC names no database")
-    psycopg = pytest.importorskip("psycopg")
-    benchmark.group = f"page of 10 as items, {name}"
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        connection.execute("SET search_path TO pgstac, public")
-        body = psycopg.types.json.Jsonb({"limit": 10, **QUERIES[name]})
-
-        def ask() -> Any:
-            return connection.execute("SELECT search(%s)", [body]).fetchone()[0]
-
-        assert len(benchmark.pedantic(ask, rounds=10, warmup_rounds=2)["features"]) == 10
-
-
-@pytest.mark.parametrize("name", QUERIES)
-def test_page_of_10_of_stac_fastapi_pgstac(benchmark: Any, name: str) -> None:
-    url = os.environ.get("BEC_PGSTAC_API")
-    if not url:
-        pytest.skip("BEC_PGSTAC_API names no service")
-    benchmark.group = f"page of 10 as items, {name}"
-    body = json.dumps({"limit": 10, **QUERIES[name], "filter-lang": "cql2-json"}).encode()
-    headers = {"content-type": "application/json"}
-    request = urllib.request.Request(f"{url}/search", body, headers)
-
-    def ask() -> Any:
-        with urllib.request.urlopen(request) as answer:
-            return json.load(answer)
-
-    assert len(benchmark.pedantic(ask, rounds=10, warmup_rounds=2)["features"]) == 10
 
 
 @pytest.mark.parametrize("sortby", ["-datetime", "id", "bec:country,-datetime"])

@@ -28,6 +28,19 @@ COLLECTION = "bigearthnet-v2"
 N_REQUESTS, N_CLIENTS = 300, 8
 
 
+def connect(url: str) -> http.client.HTTPConnection:
+    where = urlsplit(url)
+    return http.client.HTTPConnection(where.hostname or "", where.port)
+
+
+def get(connection: http.client.HTTPConnection, path: str, **query: Any) -> bytes:
+    connection.request("GET", f"{path}?{urlencode(query)}" if query else path)
+    answer = connection.getresponse()
+    body = answer.read()
+    assert answer.status == 200, body[:300]
+    return body
+
+
 class Server:
     """A ``bec serve`` of its own process."""
 
@@ -42,21 +55,12 @@ class Server:
                 break
         self._reading = threading.Thread(target=self.process.stderr.read, daemon=True)
         self._reading.start()
-        self.connection = self.connect()
+        self.connection = connect(self.url)
         self.get("/search", limit=10)
         self.start_s = time.perf_counter() - began
 
-    def connect(self) -> http.client.HTTPConnection:
-        where = urlsplit(self.url)
-        return http.client.HTTPConnection(where.hostname or "", where.port)
-
-    def get(self, path: str, connection: Any = None, **query: Any) -> bytes:
-        connection = connection or self.connection
-        connection.request("GET", f"{path}?{urlencode(query)}" if query else path)
-        answer = connection.getresponse()
-        body: bytes = answer.read()
-        assert answer.status == 200, body[:300]
-        return body
+    def get(self, path: str, **query: Any) -> bytes:
+        return get(self.connection, path, **query)
 
     @property
     def peak_mb(self) -> int:
@@ -153,9 +157,9 @@ def test_8_clients(benchmark: Any, server: Server) -> None:
     kinds = list(QUESTIONS.values())
 
     def client(number: int) -> None:
-        rng, connection = np.random.default_rng(number), server.connect()
+        rng, connection = np.random.default_rng(number), connect(server.url)
         for turn in range(N_REQUESTS // 2):
-            server.get("/search", connection, limit=10, **kinds[turn % len(kinds)](rng))
+            get(connection, "/search", limit=10, **kinds[turn % len(kinds)](rng))
         connection.close()
 
     def all_clients() -> None:
