@@ -121,8 +121,9 @@ def refuse_missing_views(cube: Cube, rows: NDArray[np.int64], groups: tuple[str,
     missing = int((~cube.column(f"{path}/present")[rows]).sum())
     if missing:
         raise InvalidInputError(
-            f"{missing} of {len(rows)} rows have no Sentinel-1 view; leave them out, or choose a "
-            f"model that reads Sentinel-2 alone"
+            f"{missing} of {len(rows)} rows have no Sentinel-1 view; give a selection without them "
+            f"(cube.search(ids=...) of those where cube.column({path + '/present'!r})[cube.rows] is "
+            f"true), or choose a model that reads Sentinel-2 alone"
         )
 
 

@@ -154,7 +154,7 @@ def _vectors(index: VectorIndex, selection: Selection) -> NDArray[np.float32]:
     if len(missing):
         raise InvalidInputError(
             f"{len(missing)} patches have no embedding of model {index.origin.model!r}; embed "
-            f"again, or leave out those without the view that it reads"
+            f"again, or give selections of patches that have the view it reads"
         )
     return np.asarray(index.vectors_NF[np.searchsorted(index.rows_N, selection.rows)])
 

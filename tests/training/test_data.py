@@ -171,6 +171,11 @@ def test_rows_without_a_sentinel_1_view_are_refused_where_one_is_read(paired: Cu
         evaluation_loader(paired, everything, ("s1/r10m",), "label_19")
     with evaluation_loader(paired, everything, ("s2/r60m",), "label_19") as loader:
         assert loader.n_batches == 1
+    # What the refusal says to do.
+    there = paired.column("s1/r10m/present")[paired.rows]
+    chosen = paired.search(ids=paired.items["id"].filter(there).to_pylist())
+    with evaluation_loader(paired, chosen, ("s1/r10m",), "label_19") as loader:
+        assert sum(len(batch.rows) for batch in loader.epoch(0)) == 58
 
 
 @pytest.mark.slow

@@ -138,7 +138,9 @@ def test_a_contrast_is_refused_of_a_model_of_one_view(paired: Cube, tmp_path: Pa
 
 
 def test_rows_without_sentinel_1_are_refused(paired: Cube, tmp_path: Path) -> None:
-    with pytest.raises(InvalidInputError, match="have no Sentinel-1 view; leave them out"):
+    with pytest.raises(
+        InvalidInputError, match="have no Sentinel-1 view; give a selection without"
+    ):
         fit(paired, small(), train=paired.search(), out=str(tmp_path))
 
 
