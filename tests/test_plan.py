@@ -150,6 +150,7 @@ def test_a_reading_brings_every_row_before_it_is_needed_and_keeps_it_so_long(
     visit = 0
     for block in blocks:
         assert len(block.chunks) == 1 or len(block.rows) <= block_rows
+        assert len(block.chunks) == len(set(block.chunks.tolist()))  # it is read by its number
         for i, chunk in enumerate(block.chunks):
             part = block.rows[block.offsets[i] : block.offsets[i + 1]]
             assert set(part // spec.chunk_rows) == {chunk}

@@ -49,6 +49,7 @@ def submit_reads(
 ) -> list[Future[Counters]]:
     """Read a block: each wanted row to its place in ``outs``, some chunks with all their rows."""
     index = {int(chunk): i for i, chunk in enumerate(block.chunks)}
+    assert len(index) == len(block.chunks), "a block names a chunk twice"
     futures = []
     chunk_rows = reader.chunk_rows
     for group, out in outs.items():

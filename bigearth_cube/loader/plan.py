@@ -444,6 +444,7 @@ def reading_of(
     place[taken] = np.arange(len(wanted))
     source[real[by_key]] = np.repeat(place, np.diff(begins, append=len(by_key)))
     wanted_rows = wanted[taken] % stride
+    window_of = (wanted[visit_start] // stride)[by_need]
     del by_key, begins, place, taken, wanted, real
     visit_first = batch_of[np.minimum.reduceat(first_at, visit_start)][by_need]
     visit_last = batch_of[np.maximum.reduceat(last_at, visit_start)][by_need].astype(np.int64)
@@ -451,7 +452,9 @@ def reading_of(
     offsets = np.concatenate([[0], ends])
     while visit < len(by_need):
         fitting = int(np.searchsorted(offsets, offsets[visit] + block_rows, side="right")) - 1
-        stop = max(visit + 1, min(fitting, visit + block_chunks))
+        # A window at a time: two of them may want the same chunk, and a block reads it once.
+        of_window = int(np.searchsorted(window_of, window_of[visit], side="right"))
+        stop = max(visit + 1, min(fitting, visit + block_chunks, of_window))
         block = wanted_rows[offsets[visit] : offsets[stop]]
         at = offsets[visit : stop + 1] - offsets[visit]
         blocks.append(
