@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from bigearth_cube.cube import Cube, open_cube
 from bigearth_cube.errors import CubeIntegrityError, InvalidInputError, StorageError
 from bigearth_cube.ingest import ingest
 from bigearth_cube.loader.assemble import room_needed
-from bigearth_cube.loader.batches import BatchLoader
+from bigearth_cube.loader.batches import Batch, BatchLoader
 from bigearth_cube.loader.blocks import BlockReader, Counters, Read
 from bigearth_cube.loader.plan import BLOCK_ROWS, OrderSpec, epoch_order, reading_of
 from tests.cubes import pixels_of_rows, row_number_cube
@@ -38,14 +39,25 @@ def delivered(loader: BatchLoader, epoch: int = 0) -> list[tuple[Any, ...]]:
 
 
 @pytest.mark.parametrize("engine", ["threads", "dask"])
-@pytest.mark.parametrize("shuffle", ["pool", "exact", "none"])
+@pytest.mark.parametrize(
+    "order",
+    [
+        {},
+        {"pool_chunks": 2},
+        {"shuffle": "exact"},
+        {"shuffle": "exact", "pool_chunks": 2},  # windows that want the same chunks
+        {"shuffle": "none"},
+        {"weights": "balanced", "pool_chunks": 2},
+    ],
+    ids=str,
+)
 def test_every_batch_equals_plain_numpy(
-    cube: Cube, dask_client: distributed.Client, engine: str, shuffle: Any
+    cube: Cube, dask_client: distributed.Client, engine: str, order: dict[str, Any]
 ) -> None:
-    ids = cube.items["id"].to_pylist()
-    options: dict[str, Any] = {"engine": dask_client if engine == "dask" else "threads"}
+    ids = dict(zip(cube.rows.tolist(), cube.items["id"].to_pylist(), strict=True))
+    options: dict[str, Any] = {**order, "engine": dask_client if engine == "dask" else "threads"}
     labels = cube.labels("label_19")
-    with BatchLoader(cube, batch_size=50, groups=ALL, shuffle=shuffle, **options) as loader:
+    with BatchLoader(cube, batch_size=50, groups=ALL, **options) as loader:
         batches = delivered(loader)
     assert [len(rows) for rows, _, _ in batches] == [50] * 12
     for rows, images, batch_labels in batches:
@@ -87,6 +99,89 @@ def test_ranks_together_deliver_the_global_batches(cube: Cube, world_size: int) 
             parts.append([rows for rows, _, _ in delivered(loader)])
     for index, rows in enumerate(whole):
         np.testing.assert_array_equal(np.concatenate([p[index] for p in parts]), rows)
+
+
+@pytest.mark.parametrize("engine", ["threads", "dask"])
+@pytest.mark.parametrize("shuffle", ["pool", "exact", "none"])
+@pytest.mark.parametrize(("first", "step"), [(0, 1), (1, 3)])
+def test_epochs_that_are_read_ahead_are_those_that_are_not(
+    cube: Cube, dask_client: distributed.Client, engine: str, shuffle: Any, first: int, step: int
+) -> None:
+    options: dict[str, Any] = {"engine": dask_client if engine == "dask" else "threads"}
+    part: dict[str, Any] = {"first": first, "step": step}
+    some = cube.search(ids=cube.items["id"].to_pylist()[::7])
+    for selected in (cube.search(), cube.search(split="test"), some):
+        with BatchLoader(
+            cube, selected, batch_size=48, groups=SMALL, shuffle=shuffle, pool_chunks=2, **options
+        ) as loader:
+            anew = [copies(loader.epoch(epoch, **part)) for epoch in (0, 1, 5, 2)]
+            # The fourth was not announced, and the fifth is what was to follow it.
+            ahead = [
+                copies(loader.epoch(epoch, then=then, **part))
+                for epoch, then in ((0, 1), (1, 5), (5, 3), (2, 0), (0, None))
+            ]
+        for expected, got in zip([*anew, anew[0]], ahead, strict=True):
+            assert_equal(expected, got)
+
+
+def copies(batches: Iterator[Batch]) -> list[tuple[Any, Any]]:
+    return [(batch.rows.copy(), batch.images["s2/r60m"].copy()) for batch in batches]
+
+
+def assert_equal(expected: list[tuple[Any, Any]], got: list[tuple[Any, Any]]) -> None:
+    assert len(expected) == len(got)
+    for (rows, pixels), (rows_, pixels_) in zip(expected, got, strict=True):
+        np.testing.assert_array_equal(rows, rows_)
+        np.testing.assert_array_equal(pixels, pixels_)
+
+
+def test_an_epoch_that_was_announced_is_read_before_it_is_asked_for(cube: Cube) -> None:
+    def read(loader: BatchLoader, epoch: int, then: int | None = None) -> int:
+        for _ in loader.epoch(epoch, then=then):
+            pass
+        return loader.counters.bytes
+
+    with BatchLoader(cube, batch_size=50, groups=SMALL) as loader:
+        first, both = read(loader, 0), read(loader, 1)
+    with BatchLoader(cube, batch_size=50, groups=SMALL) as loader:
+        read(loader, 0, then=1)
+        deadline = time.monotonic() + 10
+        while loader.counters.bytes == first and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert loader.counters.bytes > first
+        assert read(loader, 1) == both  # nothing is read twice, and nothing of a third
+
+
+def test_what_fails_ahead_fails_in_its_own_epoch(
+    cube: Cube, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n_reads, most, fetch = 0, 10**9, BlockReader.fetch
+
+    def failing(reader: BlockReader, read: Read, *others: Any) -> Counters:
+        nonlocal n_reads
+        n_reads += 1
+        if n_reads > most:
+            raise CubeIntegrityError("some/key", "damaged")
+        return fetch(reader, read, *others)
+
+    monkeypatch.setattr(BlockReader, "fetch", failing)
+    with BatchLoader(cube, batch_size=50, groups=SMALL) as loader:
+        expected = copies(loader.epoch(0))
+        n_reads, most = 0, n_reads
+        assert_equal(expected, copies(loader.epoch(0, then=1)))
+        with pytest.raises(CubeIntegrityError, match="some/key"):
+            list(loader.epoch(1))
+        most = 10**9
+        assert_equal(expected, copies(loader.epoch(0)))
+
+
+def test_an_epoch_left_early_is_not_followed(cube: Cube) -> None:
+    with BatchLoader(cube, batch_size=50, groups=SMALL) as loader:
+        expected = copies(loader.epoch(1))
+        for _ in loader.epoch(0, then=1):
+            break
+        assert "bec-assemble" not in {thread.name for thread in threading.enumerate()}
+        assert_equal(expected, copies(loader.epoch(1)))
 
 
 @pytest.mark.parametrize("stops", [(1,), (3, 5, 6), (2, 4, 9)])

@@ -139,7 +139,9 @@ class Feed:
         self.loader.load_state(state)
         self._resume = (int(state["epoch"]), int(state["batch"]))
 
-    def epoch(self, epoch: int, *, augment: bool = False) -> Generator[TensorBatch]:
+    def epoch(
+        self, epoch: int, *, augment: bool = False, then: int | None = None
+    ) -> Generator[TensorBatch]:
         """Yield the batches of an epoch.
 
         Parameters
@@ -148,12 +150,14 @@ class Feed:
             Number of the epoch, from 0.
         augment
             Whether to draw a symmetry for each patch, from torch's generator of the CPU.
+        then
+            Epoch that will be asked for next; where it streams, reading goes on with it.
         """
         if self.tier is None:
             self._choose_tier()
         first = self._resume[1] if self._resume[0] == epoch else 0
         self._resume = (-1, 0)
-        source = self._stored(epoch, first) if self._is_full() else self._streamed(epoch)
+        source = self._stored(epoch, first) if self._is_full() else self._streamed(epoch, then)
         with closing(source):
             for index in range(first, len(self._sizes)):
                 began = time.perf_counter()
@@ -177,14 +181,14 @@ class Feed:
     def _is_full(self) -> bool:
         return self._store is not None and bool(self._store.filled_N.all())
 
-    def _streamed(self, epoch: int) -> Generator[_Tensors]:
+    def _streamed(self, epoch: int, then: int | None) -> Generator[_Tensors]:
         """Batches from storage, kept on the way where there is a cache."""
-        batches = self._read(epoch)
+        batches = self._read(epoch, then if self._store is None else None)
         return batches if self.device.type == "cpu" else ahead(batches)
 
-    def _read(self, epoch: int) -> Generator[_Tensors]:
+    def _read(self, epoch: int, then: int | None) -> Generator[_Tensors]:
         upload = _Upload(self.device)
-        for batch in self.loader.epoch(epoch):
+        for batch in self.loader.epoch(epoch, then=then):
             on_host = _from_numpy(batch)
             tensors = upload(on_host)
             if self._store is not None and self._team.world_size == 1:

@@ -157,8 +157,8 @@ class RandomPatches:
         labels = np.empty((n_rows, self._labels.shape[1]), np.uint8)
         return Batch(images, labels, *np.zeros((2, n_rows), np.int64))
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """Yield the batches of an epoch."""
+    def epoch(self, epoch: int, *, then: int | None = None) -> Iterator[Batch]:
+        """Yield the batches of an epoch; none need be waited for."""
         order = self.order(epoch)
         for index in range(order.n_batches):
             rows = order.batch(index)

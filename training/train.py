@@ -258,7 +258,10 @@ def fit(
             rate = 0.0
             unread: _Unread | None = None
             steps = range(epoch * n_batches + first, (epoch + 1) * n_batches)
-            batches = feed.epoch(epoch, augment=config.augment)
+            # Measuring batch norm reads this epoch once more, before the next.
+            is_next = epoch + 1 < config.epochs and not config.batch_norm_patches
+            then = epoch + 1 if is_next else None
+            batches = feed.epoch(epoch, augment=config.augment, then=then)
             for step, batch in zip(steps, batches, strict=True):
                 rate = config.learning_rate_at(step, n_steps)
                 for parameters in optimizer.param_groups:

@@ -1,4 +1,4 @@
-"""Assemble the batches of an epoch: keep blocks in flight, gather rows, give room back.
+"""Assemble the batches of epochs: keep blocks in flight, gather rows, give room back.
 
 Chunks are decoded into one arena a group, and a batch is one gather out of it, so memory is the
 arena's size (pool, prefetch and one batch), whatever the size of the archive. Of a chunk that
@@ -10,7 +10,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -46,11 +46,15 @@ class Arena:
 
     def reserve(self, n_slots: int, n_rows: int) -> None:
         """Make room for so many whole chunks and single rows; never less than before."""
-        if n_slots <= self.n_slots and n_rows <= self.n_rows:
+        if self.has_room(n_slots, n_rows):
             return
         self.n_slots, self.n_rows = max(n_slots, self.n_slots), max(n_rows, self.n_rows)
         self.buffers = {}  # given back before the larger ones are taken
         self.buffers = self._engine.allocate(self.n_slots * self.chunk_rows + self.n_rows)
+
+    def has_room(self, n_slots: int, n_rows: int) -> bool:
+        """Whether there is room for so many whole chunks and single rows."""
+        return n_slots <= self.n_slots and n_rows <= self.n_rows
 
     def forget(self) -> None:
         """Give the buffers up: they are not needed, or something may still write into them."""
@@ -68,8 +72,56 @@ class Arena:
             np.take(self.buffers[group], at, axis=0, out=target, mode="clip")
 
 
+class _Pass:
+    """One epoch on its way through a run.
+
+    Attributes
+    ----------
+    order, start
+        What it delivers, and from which batch on.
+    begins
+        Number, in the run, of that batch.
+    waiting
+        Blocks that have not been submitted.
+    room
+        Slots and single rows that it needs at once.
+    """
+
+    def __init__(
+        self, order: EpochOrder, spec: OrderSpec, start: int, begins: int, ahead_rows: int
+    ) -> None:
+        self.order, self.start, self.begins = order, start, begins
+        reading = reading_of(order, spec.chunk_rows, start=start, window_rows=spec.window_rows)
+        self.waiting = deque(reading.blocks)
+        self.room = room_needed(reading.blocks, spec.chunk_rows, ahead_rows=ahead_rows)
+        self._source = reading.source
+        self._where = np.zeros(1 + sum(len(block.rows) for block in reading.blocks), np.int64)
+        self._n_placed = 0
+
+    def number(self, batch: int) -> int:
+        """Return which batch of the run a batch of the order is."""
+        return batch - self.start + self.begins
+
+    def places(self, block: Block) -> NDArray[np.int64]:
+        """Return, to be filled in, the places in the arena of the rows of the next block."""
+        begin, self._n_placed = self._n_placed, self._n_placed + len(block.rows)
+        return self._where[begin : self._n_placed]
+
+    def places_of(self, index: int) -> NDArray[np.int64]:
+        """Return the places in the arena of the rows of a batch."""
+        begin, end = (
+            self.order.offsets[index : index + 2] - self.order.offsets[self.start]
+        ).tolist()
+        places: NDArray[np.int64] = self._where[self._source[begin:end]]
+        return places
+
+
 class EpochRun:
-    """One pass over an epoch: a thread that keeps blocks in flight and batches in a queue."""
+    """Epochs one after another: a thread that keeps blocks in flight and batches in a queue.
+
+    Of the next epoch, if there is one to follow, blocks are read as soon as none of the present
+    one is left to be read and there is room.
+    """
 
     def __init__(
         self,
@@ -83,27 +135,44 @@ class EpochRun:
         self._engine = engine
         self._counters = counters
         self._arena = arena
-        self._order = order
-        self._start = start
-        reading = reading_of(order, spec.chunk_rows, start=start, window_rows=spec.window_rows)
-        self._blocks, self._source = reading.blocks, reading.source
-        ahead = engine.blocks_ahead * BLOCK_ROWS
-        arena.reserve(*room_needed(self._blocks, spec.chunk_rows, ahead_rows=ahead))
-        largest = int(np.diff(order.offsets).max(initial=0))
-        # One with the caller, one being gathered, the rest in the queue.
-        self._buffers = [arena.empty_batch(largest) for _ in range(_PREFETCH_BATCHES + 2)]
+        self._spec = spec
+        self._following: deque[Callable[[], tuple[EpochOrder, int]]] = deque()
+        self._coming: _Pass | None = None
+        self._ended = False
+        self._lock = threading.Lock()
+        self._buffers: list[dict[str, NDArray[Any]]] = []
+        self._largest = -1
+        self._has_room = False
+        self._free_slots: list[int] = []
+        self._free_rows: list[int] = []
+        # Batch of the run to what it is the last to need.
+        self._expiring: dict[int, tuple[list[int], list[int]]] = {}
         self._queue: queue.Queue[Any] = queue.Queue(_PREFETCH_BATCHES)
         self._stopped = threading.Event()
-        self._in_flight: deque[tuple[Block, list[Future[Counters]]]] = deque()
-        self._thread = threading.Thread(target=self._run, name="bec-assemble", daemon=True)
+        self._in_flight: deque[tuple[int, list[Future[Counters]]]] = deque()
+        first = self._pass(order, start, 0)
+        self._make_room(first)
+        self._thread = threading.Thread(
+            target=self._run, args=(first,), name="bec-assemble", daemon=True
+        )
         self._thread.start()
 
-    def next(self) -> tuple[dict[str, NDArray[Any]], NDArray[np.int64]] | None:
-        """Return the next batch, or None at the end; raise what the threads raised."""
+    def next(self) -> tuple[dict[str, NDArray[Any]], NDArray[np.int64]]:
+        """Return the next batch of the epoch, or of the one that follows; raise what was raised."""
         item = self._queue.get()
         if isinstance(item, BaseException):
             raise item
         return item  # type: ignore[no-any-return]
+
+    def follow(self, order: Callable[[], tuple[EpochOrder, int]]) -> bool:
+        """Go on with another epoch behind the present one; False if that has ended already.
+
+        ``order`` makes its order, and says which of its batches is the first to be delivered.
+        """
+        with self._lock:
+            if not self._ended:
+                self._following.append(order)
+            return not self._ended
 
     def stop(self) -> None:
         """End the thread; safe to call at any point."""
@@ -114,66 +183,111 @@ class EpochRun:
             except queue.Empty:
                 self._thread.join(0.01)
 
-    def _run(self) -> None:
+    def _run(self, first: _Pass) -> None:
+        present: _Pass | None = first
         try:
-            for item in self._batches():
-                self._queue.put(item)
-                if self._stopped.is_set():
-                    return
-            self._queue.put(None)
+            while present is not None:
+                for item in self._batches(present):
+                    self._queue.put(item)
+                    if self._stopped.is_set():
+                        return
+                present = self._after(present)
         except BaseException as error:  # noqa: BLE001  # handed to the caller, who raises it
             self._queue.put(error)
         finally:
+            with self._lock:
+                self._ended = True
             self._wait_for_all()
 
-    def _batches(self) -> Iterator[tuple[dict[str, NDArray[Any]], NDArray[np.int64]]]:
-        arena, chunk_rows = self._arena, self._arena.chunk_rows
-        free_slots = list(range(arena.n_slots))
-        free_rows = list(
-            range(arena.n_slots * chunk_rows, arena.n_slots * chunk_rows + arena.n_rows)
-        )
-        where = np.zeros(1 + sum(len(block.rows) for block in self._blocks), np.int64)
-        waiting = deque(self._blocks)
-        n_placed = 0
-        # Batch to what it is the last to need.
-        expiring: dict[int, tuple[list[int], list[int]]] = {}
-        first_row = int(self._order.offsets[self._start])
-        for index in range(self._start, self._order.n_batches):
-            while waiting:
-                whole = _go_whole(waiting[0], chunk_rows)
-                sizes = np.diff(waiting[0].offsets)
-                if len(free_slots) < whole.sum() or len(free_rows) < sizes[~whole].sum():
-                    break
-                block = waiting.popleft()
-                at = where[n_placed : n_placed + len(block.rows)]
-                n_placed += len(block.rows)
-                for i, last in enumerate(block.last_batch.tolist()):
-                    part = slice(block.offsets[i], block.offsets[i + 1])
-                    slots, singles = expiring.setdefault(last, ([], []))
-                    if whole[i]:
-                        slots.append(free_slots.pop())
-                        at[part] = slots[-1] * chunk_rows + block.rows[part] % chunk_rows
-                    else:
-                        taken = free_rows[-int(sizes[i]) :]
-                        del free_rows[-len(taken) :]
-                        at[part] = taken
-                        singles += taken
-                place = Place(at, whole)
-                self._in_flight.append((block, self._engine.submit(block, place, self._stopped)))
-            while self._in_flight and self._in_flight[0][0].first_batch <= index:
+    def _batches(self, present: _Pass) -> Iterator[tuple[dict[str, NDArray[Any]], Any]]:
+        order = present.order
+        for index in range(present.start, order.n_batches):
+            number = present.number(index)
+            self._submit_what_fits(present)
+            while self._in_flight and self._in_flight[0][0] <= number:
                 self._collect_first()
-            rows = self._order.batch(index)
-            out = {g: b[: len(rows)] for g, b in self._buffers[index % len(self._buffers)].items()}
-            begin = int(self._order.offsets[index]) - first_row
-            arena.gather(where[self._source[begin : begin + len(rows)]], out)
+            rows = order.batch(index)
+            buffers = self._buffers[number % len(self._buffers)]
+            out = {group: buffer[: len(rows)] for group, buffer in buffers.items()}
+            self._arena.gather(present.places_of(index), out)
             padded = rows == PADDING
             if padded.any():
                 for pixels in out.values():
                     pixels[padded] = 0
-            slots, singles = expiring.pop(index, ([], []))
-            free_slots += slots
-            free_rows += singles
+            slots, singles = self._expiring.pop(number, ([], []))
+            self._free_slots += slots
+            self._free_rows += singles
             yield out, rows
+
+    def _submit_what_fits(self, present: _Pass) -> None:
+        if not self._submit(present):
+            return
+        if self._coming is None:
+            self._coming = self._next_pass(present)
+        if self._coming is not None and self._arena.has_room(*self._coming.room):
+            self._submit(self._coming)
+
+    def _submit(self, one: _Pass) -> bool:
+        """Submit blocks while there is room; True when none is left."""
+        chunk_rows = self._arena.chunk_rows
+        while one.waiting:
+            whole = _go_whole(one.waiting[0], chunk_rows)
+            sizes = np.diff(one.waiting[0].offsets)
+            n_singles = sizes[~whole].sum()
+            if len(self._free_slots) < whole.sum() or len(self._free_rows) < n_singles:
+                return False
+            block = one.waiting.popleft()
+            at = one.places(block)
+            for i, last in enumerate(block.last_batch.tolist()):
+                part = slice(block.offsets[i], block.offsets[i + 1])
+                slots, singles = self._expiring.setdefault(one.number(last), ([], []))
+                if whole[i]:
+                    slots.append(self._free_slots.pop())
+                    at[part] = slots[-1] * chunk_rows + block.rows[part] % chunk_rows
+                else:
+                    taken = self._free_rows[-int(sizes[i]) :]
+                    del self._free_rows[-len(taken) :]
+                    at[part] = taken
+                    singles += taken
+            futures = self._engine.submit(block, Place(at, whole), self._stopped)
+            self._in_flight.append((one.number(block.first_batch), futures))
+        return True
+
+    def _pass(self, order: EpochOrder, start: int, begins: int) -> _Pass:
+        return _Pass(order, self._spec, start, begins, self._engine.blocks_ahead * BLOCK_ROWS)
+
+    def _next_pass(self, present: _Pass) -> _Pass | None:
+        with self._lock:
+            if not self._following:
+                return None
+            order = self._following.popleft()
+        return self._pass(*order(), present.number(present.order.n_batches))
+
+    def _after(self, present: _Pass) -> _Pass | None:
+        """Return the epoch that follows, with room for it, or None at the end of all."""
+        coming, self._coming = self._coming or self._next_pass(present), None
+        if coming is None:
+            with self._lock:
+                self._ended = not self._following
+            return None if self._ended else self._after(present)
+        self._make_room(coming)
+        return coming
+
+    def _make_room(self, one: _Pass) -> None:
+        largest = int(np.diff(one.order.offsets).max(initial=0))
+        if largest > self._largest:
+            # One with the caller, one being gathered, the rest in the queue.
+            n_buffers = _PREFETCH_BATCHES + 2
+            self._buffers = [self._arena.empty_batch(largest) for _ in range(n_buffers)]
+            self._largest = largest
+        if self._has_room and self._arena.has_room(*one.room):
+            return
+        # Nothing is in it: what epochs before have read they have used up.
+        self._arena.reserve(*one.room)
+        self._has_room = True
+        n_whole = self._arena.n_slots * self._arena.chunk_rows
+        self._free_slots = list(range(self._arena.n_slots))
+        self._free_rows = list(range(n_whole, n_whole + self._arena.n_rows))
 
     def _collect_first(self) -> None:
         _, futures = self._in_flight[0]  # stays there, to be waited for, if one of them fails

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Literal, Self
 
 import distributed
@@ -215,6 +216,8 @@ class BatchLoader:
         self._position = (0, 0)
         self._resume_at: tuple[int, int] | None = None
         self._running: EpochRun | None = None
+        self._begun: tuple[int | None, int, int] | None = None
+        self._turn = 0
         self._closed = False
 
     def __enter__(self) -> Self:
@@ -264,7 +267,9 @@ class BatchLoader:
             chances=self._chances,
         )
 
-    def epoch(self, epoch: int, *, first: int = 0, step: int = 1) -> Iterator[Batch]:
+    def epoch(
+        self, epoch: int, *, first: int = 0, step: int = 1, then: int | None = None
+    ) -> Iterator[Batch]:
         """Yield the batches of an epoch.
 
         Every call begins anew; only after ``load_state`` does the epoch it names begin at the
@@ -276,6 +281,9 @@ class BatchLoader:
             Number of the epoch, from 0.
         first, step
             Deliver batches ``first``, ``first + step``, … alone, for processes that take turns.
+        then
+            Epoch that will be asked for next, with the same ``first`` and ``step``: it is read from
+            as soon as nothing of this one is left to be read, and need not be waited for.
 
         Raises
         ------
@@ -294,41 +302,63 @@ class BatchLoader:
             raise InvalidInputError(f"first {first}, step {step}; expected at least 0 and 1")
         resume_at, self._resume_at = self._resume_at, None
         start = first + (resume_at[1] if resume_at is not None and resume_at[0] == epoch else 0)
-        order, skipped = self.order(epoch), start
-        if step > 1 or start > order.n_batches:
-            order, skipped = order.every(start, step), 0
-        if self._running is not None:
-            self._running.stop()
-        run = EpochRun(self._engine, self._arena, order, self.spec, skipped, self._reading)
-        self._running = run
+        n_batches = len(range(start, self.n_batches, step))
+        run = self._run_of(epoch, start, first, step)
+        follows = then is not None and run.follow(partial(self._part, then, first, step))
+        self._turn = turn = self._turn + 1
         self._position = (epoch, start)
+        n_delivered = 0
         entered = time.perf_counter()
         try:
-            while True:
+            while n_delivered < n_batches:
                 self._refuse_closed()
-                if self._running is not run:
+                if self._turn != turn:
                     raise InvalidInputError(
                         f"another epoch of this loader has begun, so epoch {epoch} cannot go on; "
                         f"make a second loader to read two at once"
                     )
                 began = time.perf_counter()
-                gathered = run.next()
+                images, rows = run.next()
                 self._delivery.wait_s += time.perf_counter() - began
-                if gathered is None:
-                    break
-                images, rows = gathered
                 self._position = (epoch, self._position[1] + step)
                 self._delivery.patches += len(rows)
                 self._delivery.epoch_s += began - entered
                 entered = began
                 cubes, own_rows = self._patches.locate(rows)
+                n_delivered += 1
                 yield Batch(images, self._labels_of(rows), own_rows, cubes)
             self._position = (epoch + 1, 0)
         finally:
             self._delivery.epoch_s += time.perf_counter() - entered
-            run.stop()
-            if self._running is run:
-                self._running = None
+            if self._turn != turn:
+                pass  # another epoch has ended the run, or goes on with it
+            elif n_delivered == n_batches and follows:
+                self._begun = (then, first, step)
+            else:
+                self._end_run()
+
+    def _part(self, epoch: int, start: int, step: int) -> tuple[EpochOrder, int]:
+        """Return an order, and the first of its batches that is wanted."""
+        order = self.order(epoch)
+        if step > 1 or start > order.n_batches:
+            return order.every(start, step), 0
+        return order, start
+
+    def _run_of(self, epoch: int, start: int, first: int, step: int) -> EpochRun:
+        """Return the run that delivers an epoch: one that has begun to read it, or a new one."""
+        begun, self._begun = self._begun, None
+        if self._running is None or begun != (epoch, first, step) or start != first:
+            self._end_run()
+            order, skipped = self._part(epoch, start, step)
+            self._running = EpochRun(
+                self._engine, self._arena, order, self.spec, skipped, self._reading
+            )
+        return self._running
+
+    def _end_run(self) -> None:
+        if self._running is not None:
+            self._running.stop()
+        self._running = None
 
     def state(self) -> dict[str, Any]:
         """Return what ``load_state`` needs to go on with the batch after the last delivered one."""
@@ -361,8 +391,7 @@ class BatchLoader:
     def close(self) -> None:
         """Stop the threads; a closed loader delivers no more."""
         self._closed = True
-        if self._running is not None:
-            self._running.stop()
+        self._end_run()
         self._engine.close()
         self._arena.forget()
 

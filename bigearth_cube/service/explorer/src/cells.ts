@@ -47,6 +47,7 @@ export class CellsLayer {
   constructor(private readonly map: Mapped) {
     this.canvas.className = "cells";
     this.canvas.setAttribute("aria-hidden", "true");
+    this.canvas.hidden = true;
     map.getCanvasContainer().append(this.canvas);
     map.on("move", () => this.move());
     map.on("resize", () => this.move());
