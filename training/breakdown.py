@@ -67,7 +67,7 @@ class Breakdown:
         """Add a batch."""
         for key, metrics in self._metrics.items():
             values_B = self._values[key](batch)
-            for value in np.unique(values_B).tolist():
+            for value in sorted(set(values_B.tolist())):
                 chosen = values_B == value
                 if value not in metrics:
                     metrics[value] = MultiLabelMetrics(

@@ -33,8 +33,8 @@ def test_engines_in_turn(
 
         def client(*, processes: bool) -> distributed.Client:
             cluster = distributed.LocalCluster(
-                n_workers=2,
-                threads_per_worker=1,
+                n_workers=2 if processes else 1,  # as Dask itself divides two cores
+                threads_per_worker=1 if processes else 2,
                 processes=processes,
                 dashboard_address="127.0.0.1:0",
                 worker_dashboard_address="127.0.0.1:0",

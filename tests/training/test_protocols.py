@@ -1,6 +1,8 @@
 """Splits by protocol, and how far test lies from train."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,6 +64,18 @@ def test_a_seed_gives_one_split_and_a_subset_is_part_of_it(synthetic: Cube) -> N
         assert np.isin(part.rows, whole.rows).all()
     assert sum(map(len, few.in_order)) == pytest.approx(50, abs=2)
     assert few.test.query == {"protocol": "paper", "seed": 1, "subset": 50, "split": "test"}
+
+
+def test_names_that_rise_and_fall_are_put_in_order_without_ending_the_process() -> None:
+    code = """
+import numpy as np
+from training.protocols import by_name
+names = [f"S2A_MSIL2A_20170613T101031_{i:06d}" for i in (*range(500), *reversed(range(500)))]
+column = np.array(names, np.dtypes.StringDType())
+assert [names[i] for i in by_name(column)] == sorted(names)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_nearest_training_patch_is_the_one_a_plain_search_finds(synthetic: Cube) -> None:
