@@ -21,7 +21,10 @@ import numpy as np
 import pytest
 
 from bigearth_cube import nomenclature
+from bigearth_cube.archive.synthetic import write_archive
 from bigearth_cube.cube import Cube, open_cube
+from bigearth_cube.ingest import ingest
+from bigearth_cube.nomenclature import NAMES_43
 from bigearth_cube.search import Selection
 
 pytest.importorskip("fastapi")
@@ -58,13 +61,22 @@ def labeled(cube: Cube) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def address(shown: Cube) -> Iterator[str]:
+def of_43(tmp_path_factory: pytest.TempPathFactory) -> Cube:
+    """A cube of the first archive, which has both nomenclatures."""
+    folder = tmp_path_factory.mktemp("of_43")
+    write_archive(folder / "archive", archive="v1", n_patches=24, seed=1, workers=1)
+    ingest([str(folder / "archive")], str(folder / "cube"), workers=1)
+    return open_cube(str(folder / "cube"))
+
+
+@pytest.fixture(scope="module")
+def address(shown: Cube, of_43: Cube) -> Iterator[str]:
     """Where a server on loopback shows the explorer."""
     from bigearth_cube.service.app import create_app
 
     with socket.create_server(("127.0.0.1", 0)) as listening:
         server = uvicorn.Server(
-            uvicorn.Config(create_app([shown]), log_config=None, access_log=False)
+            uvicorn.Config(create_app([shown, of_43]), log_config=None, access_log=False)
         )
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
@@ -157,6 +169,27 @@ def test_a_filter_leaves_what_a_search_of_the_cube_finds(
     page.wait_for_function(
         "n => document.querySelector('.total strong')?.textContent === n", arg=str(len(shown.rows))
     )
+
+
+@built
+def test_the_43_classes_are_counted_chosen_and_told_apart_from_the_19(
+    page: Any, address: str, of_43: Cube
+) -> None:
+    page.goto(f"{address}?collection={of_43.id}")
+    assert total(page) == len(of_43.rows)
+    page.get_by_role("radio", name="43").check()
+    counts = dict(zip(NAMES_43, of_43.labels("label_43").sum(axis=0).tolist(), strict=True))
+    name = max(counts, key=lambda name: counts[name])
+    page.get_by_role("checkbox", name=re.compile(f"^{re.escape(name)}")).check()
+    page.wait_for_function(
+        "n => document.querySelector('.total strong')?.textContent === n", arg=str(counts[name])
+    )
+    assert "classes=43" in page.url
+    page.goto(f"{address}?collection={of_43.id}&patch={of_43.items['id'][0].as_py()}")
+    for n, labels in ((19, "bec:labels"), (43, "bec:labels_43")):
+        told = page.get_by_role("list", name=f"Classes, of {n}").inner_text()
+        assert set(told.split("\n")) == set(of_43.items[labels][0].as_py())
+    keep(page, "of_43")
 
 
 @built

@@ -63,7 +63,14 @@ def pgstac_url(real_items: str) -> Iterator[str]:
             "PGPASSWORD": "-",
             "PGDATABASE": where.path.strip("/"),
         }
-        app = ["stac_fastapi.pgstac.app:app", "--port", str(port), "--log-level", "warning"]
+        app = [
+            "stac_fastapi.pgstac.app:create_app",
+            "--factory",
+            "--port",
+            str(port),
+            "--log-level",
+            "warning",
+        ]
         process = subprocess.Popen([PEERS, "-m", "uvicorn", *app], env=os.environ | access)
         url = f"http://127.0.0.1:{port}"
         try:

@@ -241,18 +241,21 @@ function Facts({ item }: { item: api.Item }) {
     ["Sentinel-1", own["bec:s1_id"]],
     ["Place", own["bec:place"]],
   ];
-  const labels = [own["bec:labels"], own["bec:labels_43"]].filter((l): l is string[] => Array.isArray(l));
+  const labels = ([[19, own["bec:labels"]], [43, own["bec:labels_43"]]] as const).filter((l): l is readonly [19 | 43, string[]] => Array.isArray(l[1]));
   return (
     <section aria-label="About the patch">
-      {labels.map((names, i) => (
-        <ul key={i} class="labels" aria-label={i === 0 ? "Classes" : "Classes of CORINE"}>
-          {names.map((name) => (
-            <li key={name}>
-              <span class="swatch" style={{ background: colorOf(name) }} />
-              {name}
-            </li>
-          ))}
-        </ul>
+      {labels.map(([of, names]) => (
+        <div key={of}>
+          {labels.length > 1 && <h3>Of {of} classes</h3>}
+          <ul class="labels" aria-label={`Classes, of ${of}`}>
+            {names.map((name) => (
+              <li key={name}>
+                <span class="swatch" style={{ background: colorOf(name) }} />
+                {name}
+              </li>
+            ))}
+          </ul>
+        </div>
       ))}
       {!labels.length && <p class="note">No labels are known.</p>}
       <dl>
