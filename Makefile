@@ -89,7 +89,7 @@ fmt: $(READY) ## format the code
 	@$(BIN)/ruff check --fix-only .
 	@$(BIN)/ruff format .
 
-bench: $(READY) ## measure, side by side
+bench: $(READY) $(PEERS)/.tried ## measure, side by side
 	@$(BIN)/python -m pytest -q tests/benchmarks -o python_files="bench_*.py" --timeout 3600 --benchmark-enable --benchmark-only --benchmark-columns=min,median,max,rounds --benchmark-json=.benchmarks/last.json
 	@$(MAKE) --no-print-directory bench-peers
 

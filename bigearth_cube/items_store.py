@@ -34,8 +34,7 @@ def read_items(storage: Storage, keys: Sequence[str]) -> pa.Table:
     StorageError
         If storage refuses or cannot be reached.
     """
-    # Without threads: one that is left when the interpreter ends would abort the process.
-    return pa.concat_tables([_Table(storage, key).read(None) for key in keys])
+    return pa.concat_tables([table.read(None) for table in _tables(storage, keys)])
 
 
 def read_columns(storage: Storage, keys: Sequence[str], without: Collection[str]) -> pa.Table:
@@ -55,7 +54,7 @@ def read_columns(storage: Storage, keys: Sequence[str], without: Collection[str]
     StorageError
         If storage refuses or cannot be reached.
     """
-    tables = [_Table(storage, key) for key in keys]
+    tables = _tables(storage, keys)
     schema = tables[0].file.schema
     leaves: dict[str, list[str]] = {}
     for path in (schema.column(i).path for i in range(len(schema))):
@@ -71,6 +70,14 @@ def read_columns(storage: Storage, keys: Sequence[str], without: Collection[str]
     return pa.table(columns, metadata=tables[0].file.schema_arrow.metadata)
 
 
+def _tables(storage: Storage, keys: Sequence[str]) -> list[_Table]:
+    tables = [_Table(storage, key) for key in keys]
+    for key, table in zip(keys, tables, strict=True):
+        if not table.file.schema_arrow.equals(tables[0].file.schema_arrow):
+            raise CubeIntegrityError(key, f"has other columns than {keys[0]}")
+    return tables
+
+
 class _Table:
     """One parquet file, in memory as it is stored; any fault is told with its key."""
 
@@ -83,6 +90,7 @@ class _Table:
     def read(self, columns: list[str] | None) -> pa.Table:
         file = self._open()  # of its own: a file is not safe between threads
         with self._faults():
+            # Without threads: one that is left when the interpreter ends would abort the process.
             return file.read(columns, use_threads=False)
 
     def _open(self) -> pq.ParquetFile:

@@ -325,6 +325,17 @@ def test_damage_within_the_table_of_a_later_release_is_told_with_its_name(tmp_pa
             read()
 
 
+def test_a_table_of_other_columns_is_damage(tmp_path: Path) -> None:
+    ingest(MemorySource(10), str(tmp_path))
+    ingest(MemorySource(30, first=10), str(tmp_path))
+    path = tmp_path / "items/r2-0.parquet"
+    pq.write_table(pq.read_table(path).drop_columns("bec:season"), path)
+    cube = open_cube(str(tmp_path))
+    for read in (lambda: cube.items, lambda: cube.read_items(())):
+        with pytest.raises(CubeIntegrityError, match=r"items/r2-0\.parquet: .*other columns"):
+            read()
+
+
 def test_a_cube_without_its_records_cannot_be_verified(own_cube: Cube) -> None:
     (Path(own_cube.url) / "ingest/r1/objects.json").write_bytes(b"{")
     with pytest.raises(CubeIntegrityError, match=r"ingest/r1/objects\.json"):

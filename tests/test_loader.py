@@ -135,21 +135,90 @@ def assert_equal(expected: list[tuple[Any, Any]], got: list[tuple[Any, Any]]) ->
         np.testing.assert_array_equal(pixels, pixels_)
 
 
-def test_an_epoch_that_was_announced_is_read_before_it_is_asked_for(cube: Cube) -> None:
-    def read(loader: BatchLoader, epoch: int, then: int | None = None) -> int:
-        for _ in loader.epoch(epoch, then=then):
-            pass
-        return loader.counters.bytes
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[Read]:
+    """What is read, as it is begun."""
+    begun: list[Read] = []
+    fetch = BlockReader.fetch
 
+    def noted(reader: BlockReader, read: Read, *others: Any) -> Counters:
+        begun.append(read)
+        return fetch(reader, read, *others)
+
+    monkeypatch.setattr(BlockReader, "fetch", noted)
+    return begun
+
+
+def test_an_epoch_that_was_announced_is_read_while_the_one_before_is_delivered(
+    reads: list[Read], tmp_path: Path
+) -> None:
+    cube = row_number_cube(str(tmp_path), 6000)
+    with BatchLoader(cube, batch_size=64, groups=SMALL, labels=None, pool_chunks=8) as loader:
+        for _ in loader.epoch(0):
+            pass
+        n_reads, of_one = len(reads), loader.counters.requests
+        reads.clear()
+        for index, _ in enumerate(loader.epoch(0, then=1)):
+            if index == loader.n_batches - 6:  # the thread cannot be farther than three ahead
+                deadline = time.monotonic() + 10
+                while len(reads) <= n_reads and time.monotonic() < deadline:
+                    time.sleep(0.01)
+        assert len(reads) > n_reads
+        told = loader.counters.requests
+        assert told < 2 * of_one  # what was read ahead is told with the epoch that it is of
+        for _ in loader.epoch(1):
+            pass
+        assert loader.counters.requests > told
+    assert len(reads) < 2.2 * n_reads  # nothing is read twice, and nothing of a third
+
+
+@pytest.mark.parametrize(("subset", "pool_chunks"), [(3000, 8), (3200, 32)])
+def test_epochs_that_need_more_room_than_the_one_before_come_without_a_wrong_pixel(
+    tmp_path: Path, subset: int, pool_chunks: int
+) -> None:
+    cube = row_number_cube(str(tmp_path), 6000)
+    for seed in range(4):
+        with BatchLoader(
+            cube,
+            batch_size=128,
+            groups=SMALL,
+            labels=None,
+            subset=subset,  # chunks of more and of fewer than half their rows
+            pool_chunks=pool_chunks,
+            seed=seed,
+        ) as loader:
+            for epoch in range(6):
+                for batch in loader.epoch(epoch, then=epoch + 1):
+                    np.testing.assert_array_equal(
+                        batch.images["s2/r60m"], pixels_of_rows(batch.rows)
+                    )
+
+
+def test_what_was_read_ahead_is_used_for_the_batches_it_is_of_alone(cube: Cube) -> None:
     with BatchLoader(cube, batch_size=50, groups=SMALL) as loader:
-        first, both = read(loader, 0), read(loader, 1)
-    with BatchLoader(cube, batch_size=50, groups=SMALL) as loader:
-        read(loader, 0, then=1)
-        deadline = time.monotonic() + 10
-        while loader.counters.bytes == first and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert loader.counters.bytes > first
-        assert read(loader, 1) == both  # nothing is read twice, and nothing of a third
+        expected = copies(loader.epoch(1))
+        part = copies(loader.epoch(1, first=1, step=3))
+        for _ in loader.epoch(0, then=1):
+            pass
+        assert_equal(part, copies(loader.epoch(1, first=1, step=3)))
+        for _ in loader.epoch(0, then=1):
+            pass
+        loader.load_state({**loader.state(), "epoch": 1, "batch": 3})
+        assert_equal(expected[3:], copies(loader.epoch(1)))
+        for _ in loader.epoch(0, then=1):
+            pass
+        loader.load_state({**loader.state(), "epoch": 1, "batch": 0})
+        assert_equal(expected, copies(loader.epoch(1)))
+
+
+def test_a_rank_whose_part_is_padding_alone_gets_it(cube: Cube) -> None:
+    five = cube.search(ids=cube.items["id"].to_pylist()[:5])
+    with BatchLoader(
+        cube, five, batch_size=8, groups=SMALL, last="pad", rank=7, world_size=8
+    ) as loader:
+        (batch,) = loader.epoch(0)
+        assert batch.rows.tolist() == [-1]
+        assert not batch.images["s2/r60m"].any()
 
 
 def test_what_fails_ahead_fails_in_its_own_epoch(
@@ -173,6 +242,25 @@ def test_what_fails_ahead_fails_in_its_own_epoch(
             list(loader.epoch(1))
         most = 10**9
         assert_equal(expected, copies(loader.epoch(0)))
+        with pytest.raises(InvalidInputError, match="epoch 0, then -1"):
+            next(loader.epoch(0, then=-1))
+
+
+def test_what_cannot_be_prepared_ahead_fails_in_its_own_epoch(
+    cube: Cube, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order_of = BatchLoader.order
+
+    def failing(loader: BatchLoader, epoch: int) -> Any:
+        if epoch == 1:
+            raise StorageError("the scheduler is gone")
+        return order_of(loader, epoch)
+
+    monkeypatch.setattr(BatchLoader, "order", failing)
+    with BatchLoader(cube, batch_size=50, groups=SMALL) as loader:
+        assert len(copies(loader.epoch(0, then=1))) == loader.n_batches
+        with pytest.raises(StorageError, match="the scheduler is gone"):
+            list(loader.epoch(1))
 
 
 def test_an_epoch_left_early_is_not_followed(cube: Cube) -> None:

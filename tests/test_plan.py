@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -120,6 +120,12 @@ def test_a_batch_mixes_many_chunks() -> None:
     assert min(per_batch) >= 30
 
 
+@example(
+    rows=np.arange(600),
+    spec=OrderSpec(48, 64, shuffle="exact", pool_chunks=2),
+    start=0.0,
+    block_rows=512,
+)
 @given(rows=selections, spec=specs, start=st.floats(0, 1), block_rows=st.sampled_from([1, 64, 512]))
 def test_a_reading_brings_every_row_before_it_is_needed_and_keeps_it_so_long(
     rows: NDArray[np.int64], spec: OrderSpec, start: float, block_rows: int

@@ -131,18 +131,22 @@ class EpochRun:
         spec: OrderSpec,
         start: int,
         counters: Counters,
+        *,
+        is_followed: bool = False,
     ) -> None:
         self._engine = engine
         self._counters = counters
+        self._cost = Counters()
+        # The next epoch may need a slot more than this one.
+        self._slack_rows = BLOCK_ROWS if is_followed else 0
         self._arena = arena
         self._spec = spec
         self._following: deque[Callable[[], tuple[EpochOrder, int]]] = deque()
         self._coming: _Pass | None = None
+        self._fault_of_coming: Exception | None = None
         self._ended = False
         self._lock = threading.Lock()
         self._buffers: list[dict[str, NDArray[Any]]] = []
-        self._largest = -1
-        self._has_room = False
         self._free_slots: list[int] = []
         self._free_rows: list[int] = []
         # Batch of the run to what it is the last to need.
@@ -162,7 +166,9 @@ class EpochRun:
         item = self._queue.get()
         if isinstance(item, BaseException):
             raise item
-        return item  # type: ignore[no-any-return]
+        batch, cost = item
+        self._counters.add(cost)  # of an epoch that is read ahead: with its first batch
+        return batch  # type: ignore[no-any-return]
 
     def follow(self, order: Callable[[], tuple[EpochOrder, int]]) -> bool:
         """Go on with another epoch behind the present one; False if that has ended already.
@@ -179,16 +185,22 @@ class EpochRun:
         self._stopped.set()
         while self._thread.is_alive():
             try:
-                self._queue.get_nowait()
+                item = self._queue.get_nowait()
             except queue.Empty:
                 self._thread.join(0.01)
+            else:
+                if not isinstance(item, BaseException):
+                    self._counters.add(item[1])
+        self._counters.add(self._cost)
+        self._cost = Counters()
 
     def _run(self, first: _Pass) -> None:
         present: _Pass | None = first
         try:
             while present is not None:
-                for item in self._batches(present):
-                    self._queue.put(item)
+                for batch in self._batches(present):
+                    cost, self._cost = self._cost, Counters()
+                    self._queue.put((batch, cost))
                     if self._stopped.is_set():
                         return
                 present = self._after(present)
@@ -209,8 +221,9 @@ class EpochRun:
             rows = order.batch(index)
             buffers = self._buffers[number % len(self._buffers)]
             out = {group: buffer[: len(rows)] for group, buffer in buffers.items()}
-            self._arena.gather(present.places_of(index), out)
             padded = rows == PADDING
+            if not padded.all():
+                self._arena.gather(present.places_of(index), out)
             if padded.any():
                 for pixels in out.values():
                     pixels[padded] = 0
@@ -220,12 +233,15 @@ class EpochRun:
             yield out, rows
 
     def _submit_what_fits(self, present: _Pass) -> None:
-        if not self._submit(present):
+        if not self._submit(present) or self._fault_of_coming is not None:
             return
-        if self._coming is None:
-            self._coming = self._next_pass(present)
-        if self._coming is not None and self._arena.has_room(*self._coming.room):
-            self._submit(self._coming)
+        try:
+            if self._coming is None:
+                self._coming = self._next_pass(present)
+            if self._coming is not None and self._arena.has_room(*self._coming.room):
+                self._submit(self._coming)
+        except Exception as error:  # noqa: BLE001  # raised in the epoch that it is of
+            self._fault_of_coming = error
 
     def _submit(self, one: _Pass) -> bool:
         """Submit blocks while there is room; True when none is left."""
@@ -265,6 +281,8 @@ class EpochRun:
 
     def _after(self, present: _Pass) -> _Pass | None:
         """Return the epoch that follows, with room for it, or None at the end of all."""
+        if self._fault_of_coming is not None:
+            raise self._fault_of_coming
         coming, self._coming = self._coming or self._next_pass(present), None
         if coming is None:
             with self._lock:
@@ -275,16 +293,18 @@ class EpochRun:
 
     def _make_room(self, one: _Pass) -> None:
         largest = int(np.diff(one.order.offsets).max(initial=0))
-        if largest > self._largest:
+        if not self._buffers or largest > len(next(iter(self._buffers[0].values()))):
             # One with the caller, one being gathered, the rest in the queue.
             n_buffers = _PREFETCH_BATCHES + 2
             self._buffers = [self._arena.empty_batch(largest) for _ in range(n_buffers)]
-            self._largest = largest
-        if self._has_room and self._arena.has_room(*one.room):
+        n_slots, n_rows = one.room
+        if one.begins and self._arena.has_room(n_slots, n_rows):
             return
         # Nothing is in it: what epochs before have read they have used up.
-        self._arena.reserve(*one.room)
-        self._has_room = True
+        self._arena.reserve(
+            n_slots + (-(-self._slack_rows // self._arena.chunk_rows) if n_slots else 0),
+            n_rows + (self._slack_rows if n_rows else 0),
+        )
         n_whole = self._arena.n_slots * self._arena.chunk_rows
         self._free_slots = list(range(self._arena.n_slots))
         self._free_rows = list(range(n_whole, n_whole + self._arena.n_rows))
@@ -292,7 +312,7 @@ class EpochRun:
     def _collect_first(self) -> None:
         _, futures = self._in_flight[0]  # stays there, to be waited for, if one of them fails
         for future in futures:
-            self._counters.add(future.result())
+            self._cost.add(future.result())
         self._in_flight.popleft()
 
     def _wait_for_all(self) -> None:

@@ -216,7 +216,7 @@ class BatchLoader:
         self._position = (0, 0)
         self._resume_at: tuple[int, int] | None = None
         self._running: EpochRun | None = None
-        self._begun: tuple[int | None, int, int] | None = None
+        self._begun: tuple[int, int, int] | None = None
         self._turn = 0
         self._closed = False
 
@@ -272,8 +272,8 @@ class BatchLoader:
     ) -> Iterator[Batch]:
         """Yield the batches of an epoch.
 
-        Every call begins anew; only after ``load_state`` does the epoch it names begin at the
-        batch it names, once.
+        Every call begins the epoch at its first batch; only after ``load_state`` does the epoch
+        it names begin at the batch it names, once.
 
         Parameters
         ----------
@@ -283,14 +283,16 @@ class BatchLoader:
             Deliver batches ``first``, ``first + step``, … alone, for processes that take turns.
         then
             Epoch that will be asked for next, with the same ``first`` and ``step``: it is read from
-            as soon as nothing of this one is left to be read, and need not be waited for.
+            as soon as nothing of this one is left to be read, into the room that this one gives
+            back, and hardly needs to be waited for. It is kept until it, another epoch or
+            ``close`` is asked for.
 
         Raises
         ------
         InvalidInputError
-            If another epoch of this loader has begun since: both would write to one arena; if it is
-            closed; if
-            this process was forked after the loader was made; or if first or step is out of range.
+            If another epoch of this loader has begun since: both would write to one arena; if it
+            is closed; if this process was forked after the loader was made; or if an epoch, first
+            or step is out of range.
         CubeIntegrityError
             If stored bytes are damaged or missing.
         StorageError
@@ -300,10 +302,12 @@ class BatchLoader:
         self._refuse_closed()
         if first < 0 or step < 1:
             raise InvalidInputError(f"first {first}, step {step}; expected at least 0 and 1")
+        if min(epoch, epoch if then is None else then) < 0:
+            raise InvalidInputError(f"epoch {epoch}, then {then}; expected at least 0")
         resume_at, self._resume_at = self._resume_at, None
         start = first + (resume_at[1] if resume_at is not None and resume_at[0] == epoch else 0)
         n_batches = len(range(start, self.n_batches, step))
-        run = self._run_of(epoch, start, first, step)
+        run = self._run_of(epoch, start, first, step, is_followed=then is not None)
         follows = then is not None and run.follow(partial(self._part, then, first, step))
         self._turn = turn = self._turn + 1
         self._position = (epoch, start)
@@ -332,7 +336,7 @@ class BatchLoader:
             self._delivery.epoch_s += time.perf_counter() - entered
             if self._turn != turn:
                 pass  # another epoch has ended the run, or goes on with it
-            elif n_delivered == n_batches and follows:
+            elif n_delivered == n_batches and then is not None and follows:
                 self._begun = (then, first, step)
             else:
                 self._end_run()
@@ -344,14 +348,22 @@ class BatchLoader:
             return order.every(start, step), 0
         return order, start
 
-    def _run_of(self, epoch: int, start: int, first: int, step: int) -> EpochRun:
+    def _run_of(
+        self, epoch: int, start: int, first: int, step: int, *, is_followed: bool
+    ) -> EpochRun:
         """Return the run that delivers an epoch: one that has begun to read it, or a new one."""
         begun, self._begun = self._begun, None
         if self._running is None or begun != (epoch, first, step) or start != first:
             self._end_run()
             order, skipped = self._part(epoch, start, step)
             self._running = EpochRun(
-                self._engine, self._arena, order, self.spec, skipped, self._reading
+                self._engine,
+                self._arena,
+                order,
+                self.spec,
+                skipped,
+                self._reading,
+                is_followed=is_followed,
             )
         return self._running
 

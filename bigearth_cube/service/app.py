@@ -135,6 +135,7 @@ def app_of(shelf: Shelf) -> FastAPI:
         openapi_url=settings.openapi_url,
         docs_url=settings.docs_url,
         redoc_url=None,
+        root_path=settings.root_path,
         responses=FAULTS,
     )
     api = StacApi(

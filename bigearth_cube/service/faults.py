@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 
 
 class Fault(BaseModel):
-    """Body of every answer that is none."""
+    """Body of every refusal."""
 
     code: str
     description: str
@@ -43,7 +43,10 @@ FAULTS: Final[Responses] = {
     400: {"model": Fault, "description": "The question is wrong: where, and what may be asked."},
     404: {"model": Fault, "description": "There is no such collection, item or view of it."},
     413: {"model": Fault, "description": "The body is larger than any question."},
-    "default": {"model": Fault, "description": "500: damage, named; 503: storage is out of reach."},
+    "default": {
+        "model": Fault,
+        "description": "Any other refusal; 500: damage; 503: storage is away.",
+    },
 }
 """What OpenAPI says of every operation."""
 NO_ENCODER: Final[Responses] = {

@@ -6,6 +6,7 @@ no answer comes from a memory. Percentiles are in the ``extra_info`` of each ben
 
 from __future__ import annotations
 
+import functools
 import http.client
 import json
 import os
@@ -21,8 +22,9 @@ from urllib.parse import urlencode, urlsplit
 import numpy as np
 import pytest
 
+from bigearth_cube.catalog import tile_item
 from bigearth_cube.ingest import ingest
-from bigearth_cube.nomenclature import COUNTRIES, NAMES_19, SEASONS
+from bigearth_cube.nomenclature import COUNTRIES, NAMES_19, SEASONS, tiles
 
 COLLECTION = "bigearthnet-v2"
 N_REQUESTS, N_CLIENTS = 300, 8
@@ -98,8 +100,17 @@ def server(real_items: str) -> Iterator[Server]:
     started.stop()
 
 
+@functools.cache
+def _centers() -> list[tuple[float, float]]:
+    """Where the archive has patches: centers of its tiles, degrees."""
+    boxes = [tile_item(tile)["bbox"] for tile in tiles() if tile.n_v2]
+    return [((west + east) / 2, (south + north) / 2) for west, south, east, north in boxes]
+
+
 def _box(rng: np.random.Generator) -> str:
-    west, south = rng.uniform(-9, 28), rng.uniform(37, 64)
+    """Draw a box of one by one degree around a tile's middle; nearly all hold patches."""
+    x, y = _centers()[rng.integers(len(_centers()))]
+    west, south = x - rng.uniform(0.2, 0.8), y - rng.uniform(0.2, 0.8)
     return f"{west:.4f},{south:.4f},{west + 1:.4f},{south + 1:.4f}"
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 
 from bigearth_cube.cube import Cube
 from bigearth_cube.errors import CubeIntegrityError, InvalidInputError, StorageError
+from bigearth_cube.loader.batches import Batch, BatchLoader
 from bigearth_cube.storage import Storage
 from training import train as training_loop
 from training.checkpoint import BEST, Checkpoint, load, newest_whole, step_keys
@@ -59,6 +61,36 @@ def stop_after(written: str, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def finished(learnable: Cube, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return run(learnable, str(tmp_path_factory.mktemp("runs") / "one"), small())
+
+
+@pytest.mark.parametrize(
+    ("config", "announced"),
+    [
+        ({"batch_norm_patches": 0}, [1, 2, None]),
+        ({"batch_norm_patches": 24}, [None, None, None]),  # it reads the epoch once more
+    ],
+)
+def test_epochs_that_stream_are_announced_to_the_loader(
+    learnable: Cube,
+    config: dict[str, int],
+    announced: list[int | None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told, epoch_of = [], BatchLoader.epoch
+
+    def noted(loader: BatchLoader, epoch: int, **how: int | None) -> Iterator[Batch]:
+        if loader.spec.shuffle != "none" and (not told or told[-1][0] != epoch):
+            told.append((epoch, how["then"]))
+        return epoch_of(loader, epoch, **how)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(BatchLoader, "epoch", noted)
+    out = str(tmp_path / "run")
+    run(learnable, out, small(epochs=3, **config))
+    assert told == list(zip(range(3), announced, strict=True))
+    told.clear()
+    run(learnable, f"{out}-kept", small(epochs=3, **config), cache="host")
+    assert told == [(0, None)]  # later epochs come from memory
 
 
 def test_the_loss_falls_and_every_epoch_is_one_flat_line(finished: Run) -> None:

@@ -37,6 +37,7 @@ export function MapView({ state, change, collection }: { state: State; change: C
     map.current = made;
     layer.current = new CellsLayer(made);
     setReady(false);
+    drawn.current = null; // of another collection
     loaded.current = new Promise((done) => made.once("load", done));
     made.once("load", () => setReady(true));
     made.on("moveend", (e) => {
