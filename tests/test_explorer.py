@@ -125,6 +125,15 @@ def keep(page: Any, name: str) -> None:
         page.screenshot(path=f"{folder}/{name}.png")
 
 
+CELL_AT = """([x, y]) => {
+    const canvas = document.querySelector('canvas.cells'), box = canvas.getBoundingClientRect();
+    if (canvas.hidden) return false;
+    const [i, j] = [(x - box.x) / box.width * canvas.width, (y - box.y) / box.height * canvas.height];
+    return canvas.getContext('2d').getImageData(i, j, 1, 1).data[3] > 0;
+}"""
+"""Whether a cell is drawn at a place of the page."""
+
+
 def total(page: Any) -> int:
     """Number of patches that the page says are left, once it has counted."""
     page.wait_for_selector(".total[aria-busy=false] strong")
@@ -208,14 +217,20 @@ def test_a_cell_says_what_it_holds_and_leads_to_its_patches(page: Any, address: 
         raise AssertionError(f"nothing says {said}")
 
     page.goto(address)
+    is_drawn = []
     for _ in range(10):  # three zoom levels nearer each time, until patches are drawn
         before = page.url
-        page.mouse.click(*sweep(r"[\d,]+ patches|\d{4}-\d\d-\d\d: .+"))
+        at = sweep(r"[\d,]+ patches|\d{4}-\d\d-\d\d: .+")
+        says_cell = page.inner_text(".map .said").endswith("patches")
+        is_drawn.append((says_cell, page.evaluate(CELL_AT, at)))
+        page.mouse.click(*at)
         with suppress(sync_api.TimeoutError):  # the map may have moved below the mouse
             page.wait_for_function("url => location.href !== url", arg=before, timeout=5_000)
         if "patch=" in page.url:
             break
     page.wait_for_selector("dialog dl")
+    assert {says for says, _ in is_drawn} == {True, False}
+    assert all(says_cell == drawn for says_cell, drawn in is_drawn)
 
 
 @built
