@@ -1,6 +1,7 @@
 """The golden run: losses of 50 steps of TB-CNN on a small synthetic archive.
 
-Writes ``golden_tb_cnn.json`` anew; for a change that means to change what a step computes:
+Writes those of this machine into ``golden_tb_cnn.json``; for another kind of machine, or (with the
+file removed before) for a change that means to change what a step computes:
 
     python tests/data/golden_tb_cnn.py
 
@@ -66,5 +67,6 @@ if __name__ == "__main__":
     torch.set_num_threads(2)
     with tempfile.TemporaryDirectory() as scratch:
         found = golden_losses(golden_cube(Path(scratch)), Path(scratch) / "run")
-    STORED.write_text(json.dumps({"machine": MACHINE, "losses": found}, indent=1) + "\n")
+    stored = json.loads(STORED.read_text()) if STORED.exists() else {}
+    STORED.write_text(json.dumps({**stored, MACHINE: found}, indent=1) + "\n")
     sys.stdout.write(f"{len(found)} losses, {found[0]:.4f} to {found[-1]:.4f}: {STORED}\n")

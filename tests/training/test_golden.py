@@ -1,7 +1,8 @@
 """The golden run: what a step computes does not change unnoticed.
 
-Kernels of another processor round otherwise, and Adam makes much of it. With one thread instead of
-two the losses of 16 steps are within 1e-4, those of 50 within 5e-3.
+Kernels of another processor round otherwise, and Adam makes much of it: losses are stored for each
+kind of machine that was at hand, and met to 1e-4 there. Elsewhere they are met to 1e-4 before the
+first update, and roughly after it.
 """
 
 import json
@@ -15,7 +16,7 @@ import torch
 from tests.data.golden_tb_cnn import MACHINE, N_STEPS, STORED, golden_cube, golden_losses
 from training.checkpoint import load
 
-ALIKE_STEPS, ELSEWHERE = 12, 2e-2
+ELSEWHERE = 2e-2
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -33,10 +34,10 @@ def golden_url(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def assert_stored(losses: list[float]) -> None:
     stored = json.loads(STORED.read_text())
-    expected = stored["losses"][: len(losses)]
-    n = len(losses) if stored["machine"] == MACHINE else ALIKE_STEPS
-    np.testing.assert_allclose(losses[:n], expected[:n], rtol=0, atol=1e-4)
-    np.testing.assert_allclose(losses, expected, rtol=0, atol=ELSEWHERE)
+    for machine, expected in stored.items():
+        n_alike = len(losses) if machine == MACHINE else 1
+        np.testing.assert_allclose(losses[:n_alike], expected[:n_alike], rtol=0, atol=1e-4)
+        np.testing.assert_allclose(losses, expected[: len(losses)], rtol=0, atol=ELSEWHERE)
 
 
 def test_the_first_steps_meet_the_stored_losses(golden_url: str, tmp_path: Path) -> None:

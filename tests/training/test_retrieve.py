@@ -141,7 +141,9 @@ def test_sensors_of_different_spaces_or_without_a_view_are_refused(two_sensors: 
     every = two_sensors.search(split="train"), two_sensors.search(split="test")
     lacking = sum((~two_sensors.column("s1/r10m/present")[s.rows]).sum() for s in every)
     assert lacking
-    with pytest.raises(InvalidInputError, match=r"no embedding of model.*leave out those without"):
+    with pytest.raises(
+        InvalidInputError, match=r"no embedding of model.*give selections of patches"
+    ):
         retrieval_rows(
             two_sensors,
             queries=every[0],
