@@ -421,8 +421,8 @@ def compare(
             engine=loading,
             progress=progress,
         )
-    told = f", measured on {data}" if data else ""
-    title = f"{table}: {made.about['cube']}, {made.about['protocol']}{told}"
+    source = f", measured on {data}" if data else ""
+    title = f"{table}: {made.about['cube']}, {made.about['protocol']}{source}"
     folder.write("comparison.md", f"{made.as_text()}\n".encode())
     folder.write("comparison.png", comparison_png(made.rows, made.columns, title))
     click.echo(json.dumps(made.to_dict()) if as_json else made.as_text())
