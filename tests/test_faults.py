@@ -76,7 +76,7 @@ def test_a_command_that_is_killed_or_interrupted_goes_on_to_the_same_objects(
         command(url), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     until = time.monotonic() + 60
-    while not list(url.glob("ingest/r1/shards/*")) and time.monotonic() < until:
+    while not list(url.glob("ingest/r1/shards/*.json")) and time.monotonic() < until:
         time.sleep(0.005)
     process.send_signal(end)
     _, told = process.communicate(timeout=60)

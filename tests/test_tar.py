@@ -274,7 +274,7 @@ def test_a_run_killed_with_all_its_threads_goes_on_to_the_same_bytes(
     command = [sys.executable, "-m", "bigearth_cube", "ingest", *tars("v2"), str(url)]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     until = time.monotonic() + 60
-    while not list(url.glob("ingest/r1/shards/*")) and time.monotonic() < until:
+    while not list(url.glob("ingest/r1/shards/*.json")) and time.monotonic() < until:
         time.sleep(0.005)
     process.kill()
     process.wait()
