@@ -30,6 +30,8 @@ from bigearth_cube.loader.plan import (
 )
 
 _PREFETCH_BATCHES = 2
+_Gathered = tuple[dict[str, NDArray[Any]], NDArray[np.int64]]
+"""Pixels of a batch by group, and its rows."""
 
 
 class Arena:
@@ -161,14 +163,14 @@ class EpochRun:
         )
         self._thread.start()
 
-    def next(self) -> tuple[dict[str, NDArray[Any]], NDArray[np.int64]]:
+    def next(self) -> _Gathered:
         """Return the next batch of the epoch, or of the one that follows; raise what was raised."""
         item = self._queue.get()
         if isinstance(item, BaseException):
             raise item
-        batch, cost = item
-        self._counters.add(cost)  # of an epoch that is read ahead: with its first batch
-        return batch  # type: ignore[no-any-return]
+        batch: _Gathered = item[0]
+        self._counters.add(item[1])  # of an epoch that is read ahead: with its first batch
+        return batch
 
     def follow(self, order: Callable[[], tuple[EpochOrder, int]]) -> bool:
         """Go on with another epoch behind the present one; False if that has ended already.
@@ -211,7 +213,7 @@ class EpochRun:
                 self._ended = True
             self._wait_for_all()
 
-    def _batches(self, present: _Pass) -> Iterator[tuple[dict[str, NDArray[Any]], Any]]:
+    def _batches(self, present: _Pass) -> Iterator[_Gathered]:
         order = present.order
         for index in range(present.start, order.n_batches):
             number = present.number(index)
