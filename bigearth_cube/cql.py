@@ -131,17 +131,26 @@ def evaluate(expression: Any, index: ItemIndex, at: Places | None = None) -> Mas
     return _Evaluator(index, at).predicate(expression).true
 
 
+def conjuncts(expression: Any) -> list[Any]:
+    """Conditions that a filter joins by AND; itself where it is one condition."""
+    args = expression.get("args") if isinstance(expression, Mapping) else None
+    if not args or not isinstance(args, list) or str(expression.get("op")).lower() != "and":
+        return [expression]
+    return [condition for arg in args for condition in conjuncts(arg)]
+
+
 def shapes_required(expression: Any) -> list[Any]:
     """Shapes that whatever a filter finds must meet: those of conditions joined by AND."""
-    if not isinstance(expression, Mapping):
-        return []
-    op, args = str(expression.get("op")).lower(), expression.get("args")
-    if not isinstance(args, list):
-        return []
-    if op == "and":
-        return [shape for arg in args for shape in shapes_required(arg)]
-    is_near = op in _MEETING and len(args) == 2 and args[0] == {"property": "geometry"}
-    return [parse_geometry(args[1], _text(expression))] if is_near else []
+    return [
+        parse_geometry(node["args"][1], _text(node))
+        for node in conjuncts(expression)
+        if isinstance(node, Mapping) and _is_near(str(node.get("op")).lower(), node.get("args"))
+    ]
+
+
+def _is_near(op: str, args: Any) -> bool:
+    is_pair = isinstance(args, list) and len(args) == 2
+    return op in _MEETING and is_pair and args[0] == {"property": "geometry"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import functools
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, Protocol
 
@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import shapely
 from numpy.typing import NDArray
 
-from bigearth_cube.cql import evaluate, parse_filter, shapes_required
+from bigearth_cube.cql import conjuncts, evaluate, parse_filter, shapes_required
 from bigearth_cube.errors import CubeIntegrityError, InvalidInputError
 from bigearth_cube.item_index import (
     Box,
@@ -38,6 +38,7 @@ from bigearth_cube.item_index import (
 from bigearth_cube.nomenclature import check_split
 from bigearth_cube.storage import Storage, StorageOptions, normalized_url
 
+_SPARSE: Final = 8  # where fewer than one in so many is left, only those are asked further
 _FORMAT: Final = "bigearth_cube selection 1"
 
 
@@ -151,24 +152,33 @@ class Question:
             If the filter names what the table has not.
         """
         at = self._candidates(index)
-        found: list[Mask] = []
+        found: Mask | None = None
+        for condition in self._conditions(index):
+            true = condition(at)
+            found = true if found is None else found & true
+            if np.count_nonzero(found) < len(found) // _SPARSE:
+                at, found = _left(found, at), None
+        if found is not None:
+            return _left(found, at)
+        return index.everything if at is None else at
+
+    def _conditions(self, index: ItemIndex) -> Iterator[Callable[[Places | None], Mask]]:
+        """Each says of some places where it is true; what it refuses does not depend on them."""
         if self.interval is not None:
-            when = taken(index.values("datetime")[0], at)
-            found.append((when >= self.interval[0]) & (when <= self.interval[1]))
+            first, last = self.interval
+            when = index.values("datetime")[0]
+            yield lambda at: (taken(when, at) >= first) & (taken(when, at) <= last)
         if self.boxes:
-            in_boxes = (index.in_box(box, at) for box in self.boxes)
-            found.append(functools.reduce(np.logical_or, in_boxes))
+            yield lambda at: functools.reduce(
+                np.logical_or, (index.in_box(box, at) for box in self.boxes)
+            )
         if self.shape is not None:
-            found.append(index.in_relation("intersects", self.shape, at))
+            yield functools.partial(index.in_relation, "intersects", self.shape)
+        wanted = [] if self.expression is None else conjuncts(self.expression)
         if self.split is not None:
-            wanted = {"op": "=", "args": [{"property": "bec:split"}, self.split]}
-            found.append(evaluate(wanted, index, at))
-        if self.expression is not None:
-            found.append(evaluate(self.expression, index, at))
-        if not found:
-            return index.everything if at is None else at
-        places = np.flatnonzero(functools.reduce(np.logical_and, found))
-        return places.astype(np.int32) if at is None else at[places]
+            wanted = [{"op": "=", "args": [{"property": "bec:split"}, self.split]}, *wanted]
+        for condition in wanted:
+            yield functools.partial(evaluate, condition, index)
 
     def _candidates(self, index: ItemIndex) -> Places | None:
         """Places that bounds or names leave; None for all."""
@@ -178,6 +188,12 @@ class Question:
         shapes += shapes_required(self.expression)
         boxes = self.boxes or tuple(tuple(shapely.bounds(shape).tolist()) for shape in shapes[:1])
         return index.near(boxes, self.interval) if boxes or self.interval is not None else None
+
+
+def _left(found: Mask, at: Places | None) -> Places:
+    """Places where a mask over ``at`` is true."""
+    places = np.flatnonzero(found)
+    return places.astype(np.int32) if at is None else at[places]
 
 
 def _id_list(ids: Iterable[str]) -> list[str]:

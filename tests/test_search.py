@@ -506,6 +506,7 @@ def test_cloud_cover_may_be_asked_and_is_unknown_for_all() -> None:
         ("not " * 20_000 + "1 = 1", "20000 operators"),
         ("1 = " + "-(" * 3000 + "1" + ")" * 3000, "levels deep"),
         ("1 = " + "+".join("1" * 20_000), "operators"),
+        ("bec:row < 0 and bec:seson = 'summer'", "unknown property 'bec:seson'"),
     ],
     ids=lambda value: value[:40],
 )
