@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import json
-import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from bigearth_cube import columns, pending
 from bigearth_cube import layout as layouts
-from bigearth_cube import pending
 from bigearth_cube import search as searching
 from bigearth_cube.counts import Counts, count_patches
 from bigearth_cube.errors import (
@@ -34,7 +31,7 @@ from bigearth_cube.nomenclature import (
     NOMENCLATURES,
     Archive,
 )
-from bigearth_cube.release import Release, StoredObject, current_tables, runs_of
+from bigearth_cube.release import Release, StoredObject, current_tables, filled_runs, patch_rows
 from bigearth_cube.shards import ArrayLayout, array_layout, checksum
 from bigearth_cube.storage import Storage, StorageOptions
 from bigearth_cube.writer import ROOT, ZARR, CubeWriter
@@ -122,8 +119,7 @@ class Cube:
     @functools.cached_property
     def rows(self) -> NDArray[np.int64]:
         """Rows that hold a patch, increasing."""
-        runs = [np.arange(*run, dtype=np.int64) for r in self.releases for run in r.runs]
-        return np.concatenate(runs) if runs else np.empty(0, np.int64)
+        return patch_rows(self.releases)
 
     def class_names(self, labels: str = "label_19") -> tuple[str, ...]:
         """Return class names of a label array, in the order of its columns.
@@ -159,11 +155,7 @@ class Cube:
 
     def filled(self, group: str) -> list[tuple[int, int]]:
         """Return half-open runs of rows whose shards of ``group`` were written."""
-        own = [(r.start, r.stop) for r in self.releases if group in r.arrays]
-        late = [
-            (start, stop) for r in self.releases for path, start, stop in r.late if path == group
-        ]
-        return sorted(own + late)
+        return filled_runs(self.releases, group)
 
     @functools.cached_property
     def tree(self) -> xr.DataTree:
@@ -172,67 +164,9 @@ class Cube:
         Every group carries the root's columns (id, labels' presence, place, time, corner) and
         ``row``, the index in the stored arrays, as coordinates along ``patch``.
         """
-        import xarray as xr  # takes longer to import than to open a cube takes
+        from bigearth_cube.tree import open_tree  # xarray takes longer to import than this to open
 
-        from bigearth_cube.opened_store import OpenedStore
-
-        store: Any = OpenedStore(self.storage.child(ZARR).zarr_store(), ROOT, self.root)
-        opened = xr.open_datatree(store, engine="zarr", consolidated=True, chunks={}, zarr_format=3)
-        root = self._with_restated(opened)
-        # Variables, not arrays: an array would bring the root's `id` and `acquired` along, over
-        # those of the Sentinel-1 group.
-        shared = {name: c.variable for name, c in root.coords.items() if c.dims == ("patch",)}
-        shared["row"] = xr.Variable("patch", np.arange(self.n_rows))
-        rows = _as_slice(self.rows)
-        nodes: dict[str, xr.Dataset] = {}
-        for node in opened.subtree:
-            path = node.path.strip("/")
-            if path and path not in self.documents:
-                continue  # of a later release than this one
-            dataset = node.to_dataset(inherit=False) if path else root
-            if "patch" in dataset.dims:
-                dataset = dataset.isel(patch=slice(self.n_rows))  # later releases made it longer
-            if path in GROUPS:
-                dataset = self._without_later_views(path, dataset)
-            if "patch" in dataset.dims:
-                own = {name: c for name, c in shared.items() if name not in dataset.variables}
-                dataset = dataset.assign_coords(own).isel(patch=rows)
-            nodes[node.path] = dataset
-        return xr.DataTree.from_dict(nodes)
-
-    def _with_restated(self, opened: xr.DataTree) -> xr.Dataset:
-        """Give the root as the newest release that states each column has it."""
-        root = opened.to_dataset(inherit=False)
-        stated = {}
-        for name in root.variables:
-            restated = self._restated(str(name))
-            if restated is not None:
-                path, stop = restated
-                anew = opened[f"/{path}"].variable
-                stated[name] = _end_to_end([anew[:stop], root.variables[name][stop:]])
-        return root.assign(stated).isel(patch=slice(self.n_rows))
-
-    def _without_later_views(self, group: str, dataset: xr.Dataset) -> xr.Dataset:
-        """Let rows of which this release has no view read as fill, as they did then."""
-        import xarray as xr
-
-        runs = self.filled(group)
-        if sum(stop - start for start, stop in runs) == self.n_rows:
-            return dataset
-        ends = [0, *(end for run in runs for end in run), self.n_rows]
-        pieces = {}
-        for name, variable in dataset.variables.items():
-            if "patch" not in variable.dims:
-                continue
-            fill = _fill_of(variable, GROUPS[group].fill_value)
-            pieces[name] = _end_to_end(
-                [
-                    variable[a:b] if i % 2 else xr.full_like(variable[a:b], fill)
-                    for i, (a, b) in enumerate(itertools.pairwise(ends))
-                    if a < b
-                ]
-            )
-        return dataset.assign(pieces)
+        return open_tree(self.storage, self.root, self.documents, self.releases)
 
     @functools.cached_property
     def items(self) -> pa.Table:
@@ -302,77 +236,7 @@ class Cube:
         StorageError
             If storage refuses or cannot be reached.
         """
-        values = self._stored_column(path)
-        restated = self._restated(path)
-        if restated is not None:
-            anew, stop = restated
-            values[:stop] = self._stored_column(anew)[:stop]
-        group, _, name = path.rpartition("/")
-        if name in layouts.GROUP_COLUMNS.get(group, {}):
-            # A later release may have added views; to this one they are not there.
-            absent = np.ones(len(values), bool)
-            for start, stop in self.filled(group):
-                absent[start:stop] = False
-            _, values[absent] = layouts.GROUP_COLUMNS[group][name]
-        return values
-
-    def _restated(self, name: str) -> tuple[str, int] | None:
-        """Path of the newest array that states a root column anew, and the rows it states."""
-        for release in reversed(self.releases):
-            path = f"labels/{release.name}/{name}"
-            if path in release.label_arrays:
-                return path, release.stop
-        return None
-
-    def _stored_column(self, path: str, rows: slice = slice(None)) -> NDArray[Any]:
-        import zarr
-        from zarr.buffer.cpu import Buffer
-
-        document = self.documents.get(path)
-        if document is None or document["node_type"] != "array":
-            raise InvalidInputError(f"no array {path!r} in cube {self.id!r}")
-        n_rows = min(document["shape"][0], self.n_rows)
-        chunk_rows = document["chunk_grid"]["configuration"]["chunk_shape"][0]
-        first, stop, _ = rows.indices(n_rows)
-        tail = "/0" * (len(document["shape"]) - 1)
-        chunks = range(first // chunk_rows, -(-stop // chunk_rows))
-        keys = [f"{ZARR}/{path}/c/{chunk}{tail}" for chunk in chunks]
-        first_written, last_written = self._written(path)
-
-        def read(numbered: tuple[int, str]) -> bytes | None:
-            chunk, key = numbered
-            try:
-                return self.storage.read(key)
-            except NotFoundError:
-                if (chunk + 1) * chunk_rows <= first_written or chunk * chunk_rows >= last_written:
-                    return None
-                raise CubeIntegrityError(
-                    key, "object is missing; it was written with the release"
-                ) from None
-
-        with ThreadPoolExecutor(8) as pool:
-            data = dict(zip(keys, pool.map(read, zip(chunks, keys, strict=True)), strict=True))
-        # zarr-python fills what is missing and raises bare errors: it gets what was read.
-        found = {f"{ZARR}/{path}/{ROOT}": layouts.to_bytes(document)}
-        found |= {key: chunk for key, chunk in data.items() if chunk is not None}
-        store = zarr.storage.MemoryStore({key: Buffer.from_bytes(b) for key, b in found.items()})
-        array: Any = zarr.open_array(store=store, path=f"{ZARR}/{path}", mode="r")
-        try:
-            values = np.asarray(array[first:stop])
-        except (ValueError, RuntimeError) as error:
-            raise CubeIntegrityError(f"{ZARR}/{path}", f"cannot be decoded ({error})") from None
-        return values
-
-    def _written(self, path: str) -> tuple[float, float]:
-        """Run of rows in which a column was written; the others read as fill."""
-        group = path.rpartition("/")[0]
-        if group.split("/")[0] in layouts.MODEL_ARRAYS:
-            return math.inf, math.inf  # of rows of a later release no model has said anything yet
-        if group.startswith("labels/"):
-            return 0, next(r.stop for r in self.releases if group == f"labels/{r.name}")
-        if group not in GROUPS or self.documents[path]["dimension_names"] != ["patch"]:
-            return 0, math.inf
-        return min((start for start, _ in self.filled(group)), default=0), math.inf
+        return columns.read_column(self.storage, self.documents, self.releases, path)
 
     def labels(self, name: str, rows: NDArray[np.int64] | None = None) -> NDArray[np.uint8]:
         """Return the labels of some rows, multi-hot.
@@ -432,18 +296,9 @@ class Cube:
         NotFoundError
             If the cube has no such patch.
         """
-        import xarray as xr
+        from bigearth_cube.tree import patch_of
 
-        position = int(np.searchsorted(self.rows, self.row_of(patch_id)))
-        nodes = {}
-        for node in self.tree.subtree:
-            dataset = node.to_dataset(inherit=False)
-            if "patch" in dataset.dims:
-                dataset = dataset.isel(patch=position)
-            if {"y", "x"} <= set(dataset.dims):
-                dataset = _georeferenced(dataset, GROUPS[node.path.strip("/")].resolution_m)
-            nodes[node.path] = dataset
-        return xr.DataTree.from_dict(nodes)
+        return patch_of(self.tree, int(np.searchsorted(self.rows, self.row_of(patch_id))))
 
     def counts(self) -> Counts:
         """Count patches by split, season, country, flag and 19-class label, in published order.
@@ -698,7 +553,8 @@ class Cube:
                 f"no {kind} {model!r} in cube {self.id!r}; it has: {', '.join(there) or 'none'}"
             )
         path = f"{kind}/{model}/{layouts.MODEL_ARRAYS[kind]}"
-        return np.asarray(self._stored_column(path, rows), np.float32)
+        stored = columns.read_stored(self.storage, self.documents, self.releases, path, rows)
+        return np.asarray(stored, np.float32)
 
     def encoder(self, model: str) -> bytes:
         """Return what made the vectors of a model, as ONNX: patches in DN in, vectors out.
@@ -819,42 +675,3 @@ def _fault(storage: Storage, stored: StoredObject, may_be: Collection[StoredObje
     if len(data) != stored.size:
         return f"object has {len(data)} bytes, expected {stored.size}"
     return None if checksum(data) == stored.crc32c else "checksum is not that of what was written"
-
-
-def _as_slice(rows: NDArray[np.int64]) -> NDArray[np.int64] | slice:
-    runs = runs_of(rows)
-    return slice(*runs[0]) if len(runs) == 1 else rows
-
-
-def _end_to_end(pieces: Sequence[xr.Variable]) -> xr.Variable:
-    import xarray as xr
-
-    joined: xr.Variable = xr.Variable.concat(pieces, "patch")  # type: ignore[no-untyped-call]
-    return joined
-
-
-def _fill_of(variable: xr.Variable, pixel_fill: float) -> Any:
-    """Say what a variable of a pixel group holds where nothing was written."""
-    if variable.ndim > 1:
-        return pixel_fill
-    if variable.dtype.kind == "M":
-        return np.datetime64(0, "s")
-    return "" if variable.dtype.kind in "OT" else variable.dtype.type(0)
-
-
-def _georeferenced(dataset: xr.Dataset, resolution_m: int) -> xr.Dataset:
-    """Add x and y of pixel centers (meters) and the CRS, CF style."""
-    import pyproj
-    import xarray as xr
-
-    ulx, uly = int(dataset["ulx"]), int(dataset["uly"])
-    x = ulx + resolution_m * (np.arange(dataset.sizes["x"]) + 0.5)
-    y = uly - resolution_m * (np.arange(dataset.sizes["y"]) + 0.5)
-    crs = pyproj.CRS.from_epsg(int(dataset["epsg"]))
-    transform = f"{ulx} {resolution_m} 0 {uly} 0 {-resolution_m}"
-    reference = xr.DataArray(0, attrs={**crs.to_cf(), "GeoTransform": transform})
-    located = dataset.assign_coords(x=x, y=y, spatial_ref=reference)
-    for name in located.data_vars:
-        if {"y", "x"} <= set(located[name].dims):
-            located[name].attrs["grid_mapping"] = "spatial_ref"
-    return located

@@ -106,6 +106,28 @@ def current_tables(releases: Sequence[Release]) -> list[str]:
     return [key for release in releases[whole[-1] if whole else 0 :] for key in release.tables]
 
 
+def patch_rows(releases: Sequence[Release]) -> NDArray[np.int64]:
+    """Rows that hold a patch, increasing."""
+    runs = [np.arange(*run, dtype=np.int64) for r in releases for run in r.runs]
+    return np.concatenate(runs) if runs else np.empty(0, np.int64)
+
+
+def filled_runs(releases: Sequence[Release], group: str) -> list[tuple[int, int]]:
+    """Half-open runs of rows whose shards of a pixel group were written."""
+    own = [(r.start, r.stop) for r in releases if group in r.arrays]
+    late = [(start, stop) for r in releases for path, start, stop in r.late if path == group]
+    return sorted(own + late)
+
+
+def restated(releases: Sequence[Release], name: str) -> tuple[str, int] | None:
+    """Path of the newest array that states a root column anew, and the end of its rows."""
+    for release in reversed(releases):
+        path = f"labels/{release.name}/{name}"
+        if path in release.label_arrays:
+            return path, release.stop
+    return None
+
+
 def release_digest(patch_ids: Sequence[str]) -> str:
     """SHA-256 over sorted names, one a line."""
     return hashlib.sha256("\n".join(sorted(patch_ids)).encode()).hexdigest()
