@@ -79,6 +79,26 @@ def test_no_image_runs_as_root(target: str) -> None:
     assert re.findall(r"readonlyRootFilesystem = (\w+)", text) == ["true"]
 
 
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_program_may_write_where_its_image_says_so(target: str) -> None:
+    """Fargate gives a volume to root alone, unless the image names its folder; Batch mounts one."""
+    assert steps_of(target, "VOLUME") == ['["/tmp"]']
+    module = {"service": "service", "worker": "dask", "train": "training"}[target]
+    text = (MODULES / module / "main.tf").read_text()
+    if module == "training":
+        assert (
+            'tmpfs            = [{ containerPath = "/tmp", size = 4096, mountOptions = ["exec"] }]'
+            in text
+        )
+    else:
+        assert 'containerPath = "/tmp", readOnly = false' in text
+
+
+def test_a_trainer_can_compile() -> None:
+    (installed,) = [run for word, run in stages()["train"].steps if word == "RUN"]
+    assert {"gcc", "libc6-dev"} <= set(installed.split())
+
+
 def test_what_is_copied_is_there_and_not_ignored() -> None:
     rules = (IMAGES / "Dockerfile.dockerignore").read_text().splitlines()
     kept = [rule[1:] for rule in rules if rule.startswith("!")]
@@ -147,7 +167,8 @@ def test_task_definitions_name_options_that_the_programs_have() -> None:
     (serve,) = commands_of("service")
     accepts(cli.commands[serve[0]], serve[1:])
     assert serve[1:] == ["s3://bucket/cube", "--host", "0.0.0.0", "--port", "8080"]
-    scheduler, worker = commands_of("dask")
+    scheduler, worker, ingest = commands_of("dask")
+    assert ingest == ["bec", "--help"]  # whoever runs it says what
     assert scheduler[:2] == ["dask", "scheduler"]
     accepts(dask_scheduler.main, scheduler[2:])
     assert worker[:2] == ["dask", "worker"]

@@ -6,6 +6,8 @@ Axes: B row of a batch, C band or class, Y and X pixel.
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 from collections.abc import Generator, Mapping
 from contextlib import AbstractContextManager
 from typing import Final, Literal
@@ -169,6 +171,24 @@ class Pass(nn.Module):
         if symmetry_B is not None:
             images = {path: transformed(dn_BCYX, symmetry_B) for path, dn_BCYX in images.items()}
         return self.network.outputs(images)
+
+
+def compiles(device: torch.device) -> bool:
+    """Whether steps are to be compiled for a device: a GPU, where there is a C compiler.
+
+    Kernels are called from C that is built here, so a machine without a compiler trains as
+    written, which is slower and is said.
+    """
+    if device.type != "cuda":
+        return False
+    names = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang", "cc"]
+    if any(map(shutil.which, names)):
+        return True
+    logger.warning(
+        "no C compiler (%s), so steps are not compiled and are slower; install gcc",
+        ", ".join(names),
+    )
+    return False
 
 
 def transformed(dn_BCYX: Tensor, symmetry_B: Tensor) -> Tensor:

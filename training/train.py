@@ -38,6 +38,7 @@ from training.data import (
     Engine,
     Pass,
     autocast,
+    compiles,
     default_device,
     evaluation_loader,
     training_loader,
@@ -226,9 +227,7 @@ def fit(
             saved = None  # 260 MB that nobody needs twice
             state = replace(state, model={}, optimizer=None, average=None)
         validated: Network = model if average is None else average.module  # type: ignore[assignment]
-        score: nn.Module = Pass(
-            model, compiled_rows=feed.full_rows if device.type == "cuda" else None
-        )
+        score: nn.Module = Pass(model, compiled_rows=feed.full_rows if compiles(device) else None)
         if team.world_size > 1:
             score = DistributedDataParallel(score, gradient_as_bucket_view=True)
 

@@ -50,6 +50,8 @@ ROWS = (
     Row("xarray .isel per batch through dask, RGW", "ours rgw {profile}", "xarray rgw", 30),
     Row("xbatcher, nginx", "ours nginx {profile}", "xbatcher nginx", 2.3),
     Row("xbatcher, RGW", "ours rgw {profile}", "xbatcher rgw", 2.3),
+    Row("xbatcher by whole shards, nginx", "ours nginx {profile}", "xbatcher blocks nginx", 2.3),
+    Row("xbatcher by whole shards, RGW", "ours rgw {profile}", "xbatcher blocks rgw", 2.3),
     Row("zarr-python + obstore by blocks, nginx", "ours nginx {profile}", "zarr nginx", 2.2),
     Row("zarr-python + obstore by blocks, RGW", "ours rgw {profile}", "zarr rgw", 2.2),
     Row("GeoTIFFs as TorchGeo, local", "ours nginx {profile}", "geotiffs", 50),

@@ -14,6 +14,7 @@ from bigearth_cube.search import Selection
 from training.data import (
     Pass,
     autocast,
+    compiles,
     computes_in_bfloat16,
     evaluation_loader,
     tensor_batches,
@@ -176,6 +177,21 @@ def test_rows_without_a_sentinel_1_view_are_refused_where_one_is_read(paired: Cu
     chosen = paired.search(ids=paired.items["id"].filter(there).to_pylist())
     with evaluation_loader(paired, chosen, ("s1/r10m",), "label_19") as loader:
         assert sum(len(batch.rows) for batch in loader.epoch(0)) == 58
+
+
+def test_steps_are_compiled_on_a_gpu_where_there_is_a_compiler(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}" if name == "cc" else None)
+    assert compiles(torch.device("cuda"))
+    assert not compiles(torch.device("cpu"))
+    assert not caplog.messages
+    monkeypatch.setenv("CC", "icx")
+    assert not compiles(torch.device("cuda"))
+    assert caplog.messages == [
+        "no C compiler (icx), so steps are not compiled and are slower; install gcc"
+    ]
 
 
 @pytest.mark.slow

@@ -35,6 +35,7 @@ module "policies" {
   partition           = data.aws_partition.this.partition
   cube_prefixes       = var.cube_prefixes
   reading             = var.reading
+  kms_key_arn         = var.kms_key_arn
   github_repository   = var.github_repository
   github_provider_arn = "arn:${data.aws_partition.this.partition}:iam::${data.aws_caller_identity.this.account_id}:oidc-provider/token.actions.githubusercontent.com"
 }
@@ -44,6 +45,7 @@ module "sizing" {
 
   worker_size = var.worker_size
   n_workers   = max(1, var.n_workers)
+  n_items     = var.n_items
   trainer     = var.trainer
 }
 
@@ -54,6 +56,7 @@ module "storage" {
   log_bucket       = module.naming.log_bucket
   bucket_policy    = module.policies.bucket_policy
   reading          = var.reading
+  kms_key_arn      = var.kms_key_arn
   archive_prefixes = ["archives"]
   tags             = module.naming.tags
 }
@@ -67,7 +70,9 @@ module "access" {
   service_trust     = module.policies.service_trust
   github_repository = var.github_repository
   github_trust      = module.policies.github_trust
-  tags              = module.naming.tags
+
+  create_github_provider = var.create_github_provider
+  tags                   = module.naming.tags
 }
 
 module "registry" {
@@ -89,6 +94,7 @@ module "network" {
 
 module "service" {
   source = "../../modules/service"
+  count  = var.serve ? 1 : 0
 
   prefix             = module.naming.prefix
   region             = var.region
@@ -115,6 +121,7 @@ module "dask" {
   region             = var.region
   image              = "${module.registry.repositories["worker"]}:${var.image_tag}"
   worker             = module.sizing.worker
+  ingest             = module.sizing.ingest
   n_workers          = var.n_workers
   reader_role_arn    = module.access.task_role_arns["reader"]
   publisher_role_arn = module.access.task_role_arns["publisher"]
@@ -148,13 +155,12 @@ module "training" {
 module "observability" {
   source = "../../modules/observability"
 
-  prefix        = module.naming.prefix
-  project       = var.name
-  region        = var.region
-  mail          = var.mail
-  budget_usd    = var.budget_usd
-  load_balancer = module.service.load_balancer
-  target_group  = module.service.target_group
-  dask_cluster  = module.dask.cluster
-  tags          = module.naming.tags
+  prefix       = module.naming.prefix
+  project      = var.name
+  region       = var.region
+  mail         = var.mail
+  budget_usd   = var.budget_usd
+  service      = one([for s in module.service : { load_balancer = s.load_balancer, target_group = s.target_group }])
+  dask_cluster = module.dask.cluster
+  tags         = module.naming.tags
 }

@@ -14,8 +14,8 @@ output "repositories" {
 }
 
 output "service_address" {
-  description = "Where the certificate's domain must point."
-  value       = module.service.address
+  description = "Where the certificate's domain must point; null while nothing is served."
+  value       = one(module.service[*].address)
 }
 
 output "scheduler" {
@@ -27,7 +27,7 @@ output "ingest_task" {
   description = "How to run bec beside the cluster: cluster, task, subnets, security groups."
   value = {
     cluster         = module.dask.cluster
-    task_definition = module.dask.task_definition
+    task_definition = module.dask.ingest_task_definition
     subnets         = module.network.private_subnet_ids
     security_groups = [module.dask.security_group_id]
   }
@@ -41,4 +41,9 @@ output "job_queue" {
 output "job_definition" {
   description = "Definition of a training job."
   value       = module.training.job_definition
+}
+
+output "github_role_arn" {
+  description = "Role for workflows that publish, or null."
+  value       = module.access.github_role_arn
 }

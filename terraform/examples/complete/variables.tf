@@ -34,9 +34,33 @@ variable "reading" {
   default     = "private"
 }
 
-variable "certificate_arn" {
-  description = "Certificate of the service's domain, in ACM."
+variable "kms_key_arn" {
+  description = "Key of the bucket, or null where S3 manages it."
   type        = string
+  default     = null
+}
+
+variable "serve" {
+  description = "Whether the service runs: replicas stop where a cube is not there yet."
+  type        = bool
+  default     = false
+}
+
+variable "n_items" {
+  description = "Items of all cubes, for the memory of a replica."
+  type        = number
+  default     = 549488
+}
+
+variable "certificate_arn" {
+  description = "Certificate of the service's domain, in ACM; needed to serve."
+  type        = string
+  default     = null
+
+  validation {
+    condition     = !var.serve || var.certificate_arn != null
+    error_message = "serve needs certificate_arn, the certificate of the service's domain in ACM."
+  }
 }
 
 variable "mail" {
@@ -47,7 +71,7 @@ variable "mail" {
 variable "budget_usd" {
   description = "Dollars a month."
   type        = number
-  default     = 200
+  default     = 300
 }
 
 variable "image_tag" {
@@ -72,6 +96,12 @@ variable "trainer" {
   description = "Instance type that trains."
   type        = string
   default     = "g6.4xlarge"
+}
+
+variable "create_github_provider" {
+  description = "false where the account has an OIDC provider for GitHub."
+  type        = bool
+  default     = true
 }
 
 variable "github_repository" {

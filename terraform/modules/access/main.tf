@@ -62,7 +62,7 @@ resource "aws_iam_instance_profile" "instance" {
 }
 
 resource "aws_iam_openid_connect_provider" "github" {
-  count = var.github_repository == null ? 0 : 1
+  count = var.github_repository == null || !var.create_github_provider ? 0 : 1
 
   url            = "https://token.actions.githubusercontent.com"
   client_id_list = ["sts.amazonaws.com"]

@@ -25,6 +25,12 @@ variable "github_repository" {
   default     = null
 }
 
+variable "create_github_provider" {
+  description = "Whether to make the account's OIDC provider for GitHub; an account has one at most."
+  type        = bool
+  default     = true
+}
+
 variable "github_trust" {
   description = "Trust policy (JSON) of the workflows' role, or null; from the policies module."
   type        = string

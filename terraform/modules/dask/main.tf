@@ -1,5 +1,5 @@
 # A private Dask cluster for ingest and loading: one scheduler, workers on spot capacity. A worker that
-# is taken away costs the shard or the blocks it was at.
+# is taken away costs the shard or the blocks it was at. Beside it runs `bec ingest`, a task by itself.
 
 terraform {
   required_version = ">= 1.9"
@@ -38,6 +38,12 @@ locals {
         "--worker-port", "${local.worker_ports.from}:${local.worker_ports.to}",
         "--nanny-port", "${local.nanny_ports.from}:${local.nanny_ports.to}", "--local-directory", "/tmp", "--death-timeout", "120",
       ]
+    }
+    ingest = {
+      role    = var.publisher_role_arn
+      cpu     = var.ingest.cpu
+      memory  = var.ingest.memory_mib
+      command = ["bec", "--help"]
     }
   }
 }
@@ -126,6 +132,7 @@ resource "aws_ecs_service" "scheduler" {
   task_definition = aws_ecs_task_definition.this["scheduler"].arn
   launch_type     = "FARGATE"
   desired_count   = 1
+  propagate_tags  = "SERVICE"
   tags            = var.tags
 
   network_configuration {
@@ -144,6 +151,7 @@ resource "aws_ecs_service" "worker" {
   cluster         = aws_ecs_cluster.this.id
   task_definition = aws_ecs_task_definition.this["worker"].arn
   desired_count   = var.n_workers
+  propagate_tags  = "SERVICE"
   tags            = var.tags
 
   capacity_provider_strategy {

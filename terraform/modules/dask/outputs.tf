@@ -8,9 +8,9 @@ output "cluster" {
   value       = aws_ecs_cluster.this.name
 }
 
-output "task_definition" {
-  description = "Task that holds `bec`, to run an ingest next to the cluster."
-  value       = aws_ecs_task_definition.this["worker"].arn
+output "ingest_task_definition" {
+  description = "Task whose container `ingest` holds `bec`; it is given the command."
+  value       = aws_ecs_task_definition.this["ingest"].arn
 }
 
 output "security_group_id" {

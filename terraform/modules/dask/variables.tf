@@ -18,6 +18,11 @@ variable "worker" {
   type        = object({ cpu = number, memory_mib = number, threads = number })
 }
 
+variable "ingest" {
+  description = "CPU units and MiB of an ingest; from the sizing module."
+  type        = object({ cpu = number, memory_mib = number })
+}
+
 variable "n_workers" {
   description = "Workers; 0 stops the cluster's cost but for the scheduler."
   type        = number

@@ -7,10 +7,22 @@ terraform {
   }
 }
 
+locals {
+  balanced = "AWS/ApplicationELB"
+  of_service = flatten([for service in var.service[*] : [
+    { title = "Requests and errors", metrics = [for name in ["RequestCount", "HTTPCode_Target_4XX_Count", "HTTPCode_Target_5XX_Count"] : [local.balanced, name, "LoadBalancer", service.load_balancer]], stat = "Sum" },
+    { title = "Response time", metrics = [[local.balanced, "TargetResponseTime", "LoadBalancer", service.load_balancer]], stat = "p95" },
+    { title = "Replicas", metrics = [[local.balanced, "HealthyHostCount", "TargetGroup", service.target_group, "LoadBalancer", service.load_balancer]], stat = "Minimum" },
+  ]])
+  of_dask = [
+    { title = "Dask workers", metrics = [["ECS/ContainerInsights", "RunningTaskCount", "ServiceName", "worker", "ClusterName", var.dask_cluster]], stat = "Average" },
+  ]
+}
+
 resource "aws_sns_topic" "alarms" {
-  name              = "${var.prefix}-alarms"
-  kms_master_key_id = "alias/aws/sns"
-  tags              = var.tags
+  #checkov:skip=CKV_AWS_26:an alarm tells no secret, and CloudWatch may not use the key that AWS manages for topics
+  name = "${var.prefix}-alarms"
+  tags = var.tags
 }
 
 resource "aws_sns_topic_subscription" "mail" {
@@ -29,7 +41,7 @@ resource "aws_budgets_budget" "month" {
 
   cost_filter {
     name   = "TagKeyValue"
-    values = ["user:Project$${var.project}"]
+    values = [format("user:Project$%s", var.project)]
   }
 
   dynamic "notification" {
@@ -46,11 +58,13 @@ resource "aws_budgets_budget" "month" {
 }
 
 resource "aws_cloudwatch_metric_alarm" "errors" {
+  count = var.service == null ? 0 : 1
+
   alarm_name          = "${var.prefix}-service-errors"
   alarm_description   = "The service answered with 5xx more than 5 times in 5 minutes."
   namespace           = "AWS/ApplicationELB"
   metric_name         = "HTTPCode_Target_5XX_Count"
-  dimensions          = { LoadBalancer = var.load_balancer }
+  dimensions          = { LoadBalancer = var.service.load_balancer }
   statistic           = "Sum"
   period              = 300
   evaluation_periods  = 1
@@ -63,11 +77,13 @@ resource "aws_cloudwatch_metric_alarm" "errors" {
 }
 
 resource "aws_cloudwatch_metric_alarm" "replicas" {
+  count = var.service == null ? 0 : 1
+
   alarm_name          = "${var.prefix}-service-down"
   alarm_description   = "No replica of the service is healthy."
   namespace           = "AWS/ApplicationELB"
   metric_name         = "HealthyHostCount"
-  dimensions          = { LoadBalancer = var.load_balancer, TargetGroup = var.target_group }
+  dimensions          = { LoadBalancer = var.service.load_balancer, TargetGroup = var.service.target_group }
   statistic           = "Maximum"
   period              = 60
   evaluation_periods  = 2
@@ -83,12 +99,7 @@ resource "aws_cloudwatch_dashboard" "this" {
   dashboard_name = var.prefix
   dashboard_body = jsonencode({
     widgets = [
-      for index, widget in [
-        { title = "Requests and errors", metrics = [for name in ["RequestCount", "HTTPCode_Target_4XX_Count", "HTTPCode_Target_5XX_Count"] : ["AWS/ApplicationELB", name, "LoadBalancer", var.load_balancer]], stat = "Sum" },
-        { title = "Response time", metrics = [["AWS/ApplicationELB", "TargetResponseTime", "LoadBalancer", var.load_balancer]], stat = "p95" },
-        { title = "Replicas", metrics = [["AWS/ApplicationELB", "HealthyHostCount", "TargetGroup", var.target_group, "LoadBalancer", var.load_balancer]], stat = "Minimum" },
-        { title = "Dask workers", metrics = [["ECS/ContainerInsights", "RunningTaskCount", "ServiceName", "worker", "ClusterName", var.dask_cluster]], stat = "Average" },
-        ] : {
+      for index, widget in concat(local.of_service, local.of_dask) : {
         type   = "metric"
         x      = 12 * (index % 2)
         y      = 6 * floor(index / 2)

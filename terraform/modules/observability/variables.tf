@@ -33,14 +33,10 @@ variable "budget_usd" {
   }
 }
 
-variable "load_balancer" {
-  description = "Name of the load balancer in metrics; from the service module."
-  type        = string
-}
-
-variable "target_group" {
-  description = "Name of the replicas in metrics; from the service module."
-  type        = string
+variable "service" {
+  description = "Names of load balancer and replicas in metrics, from the service module; null while nothing is served."
+  type        = object({ load_balancer = string, target_group = string })
+  default     = null
 }
 
 variable "dask_cluster" {

@@ -25,6 +25,14 @@ locals {
     Resource = "${local.bucket}/*"
   }
 
+  # What answers the public has no business with runs and archives.
+  read_cubes = {
+    Sid      = "ReadCubes"
+    Effect   = "Allow"
+    Action   = "s3:GetObject"
+    Resource = [for prefix in var.cube_prefixes : "${local.bucket}/${prefix}/*"]
+  }
+
   write_cubes = {
     Sid      = "WriteCubes"
     Effect   = "Allow"
@@ -76,7 +84,7 @@ locals {
   }]
 
   statements = {
-    reader    = concat([local.list, local.read], local.key_read)
+    reader    = concat([local.list, local.read_cubes], local.key_read)
     publisher = concat([local.list, local.read, local.write_cubes, local.clean_up], local.key_write)
     trainer = concat(
       [local.list, local.read, local.write_runs, local.write_embeddings, local.clean_up],

@@ -33,6 +33,10 @@ resource "aws_ecs_task_definition" "this" {
   execution_role_arn       = var.execution_role_arn
   tags                     = var.tags
 
+  volume {
+    name = "scratch"
+  }
+
   container_definitions = jsonencode([{
     name                   = "service"
     image                  = var.image
@@ -40,6 +44,7 @@ resource "aws_ecs_task_definition" "this" {
     essential              = true
     readonlyRootFilesystem = true
     user                   = "10001"
+    mountPoints            = [{ sourceVolume = "scratch", containerPath = "/tmp", readOnly = false }]
     portMappings           = [{ containerPort = local.port, protocol = "tcp" }]
     environment            = [{ name = "AWS_REGION", value = var.region }]
     logConfiguration = {
@@ -68,6 +73,7 @@ resource "aws_ecs_service" "this" {
   desired_count                      = var.replicas.min
   deployment_minimum_healthy_percent = 100
   health_check_grace_period_seconds  = 60
+  propagate_tags                     = "SERVICE"
   tags                               = var.tags
 
   deployment_circuit_breaker {

@@ -3,6 +3,11 @@ output "worker" {
   value       = local.worker
 }
 
+output "ingest" {
+  description = "CPU units and MiB of `bec ingest`, which reads tars with a thread a core."
+  value       = { cpu = local.workers.large.cpu, memory_mib = local.workers.large.memory_mib }
+}
+
 output "n_workers" {
   description = "Dask workers."
   value       = var.n_workers

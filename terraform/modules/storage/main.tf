@@ -64,8 +64,9 @@ resource "aws_s3_bucket_server_side_encryption_configuration" "cubes" {
   }
 }
 
-# Published shards are written once, so an old version is a root document, a lock or a spill: it is
-# kept long enough to undo a mistake. Uploads in parts that were never finished cost, unseen.
+# Releases share their shards, which are written once, so no release goes by its age: what goes is what a
+# newer one replaced (the root document, a lock, a spill), once it was kept long enough to undo a mistake.
+# Uploads in parts that were never finished cost, unseen; so do the marks that removed locks leave.
 resource "aws_s3_bucket_lifecycle_configuration" "cubes" {
   bucket = aws_s3_bucket.cubes.id
 
@@ -77,6 +78,10 @@ resource "aws_s3_bucket_lifecycle_configuration" "cubes" {
 
     noncurrent_version_expiration {
       noncurrent_days = var.keep_old_versions_days
+    }
+
+    expiration {
+      expired_object_delete_marker = true
     }
 
     abort_incomplete_multipart_upload {

@@ -90,8 +90,12 @@ resource "aws_batch_job_definition" "this" {
     executionRoleArn       = var.execution_role_arn
     readonlyRootFilesystem = true
     user                   = "10001"
-    linuxParameters        = { sharedMemorySize = 8192, tmpfs = [{ containerPath = "/tmp", size = 4096 }] }
-    environment            = [{ name = "AWS_REGION", value = var.region }]
+    # torch.compile keeps what it compiles in /tmp, and loads it from there.
+    linuxParameters = {
+      sharedMemorySize = 8192
+      tmpfs            = [{ containerPath = "/tmp", size = 4096, mountOptions = ["exec"] }]
+    }
+    environment = [{ name = "AWS_REGION", value = var.region }]
     resourceRequirements = [
       { type = "VCPU", value = tostring(var.trainer.vcpus) },
       { type = "MEMORY", value = tostring(var.trainer.memory_mib) },

@@ -14,6 +14,62 @@ run "a_reader_cannot_write" {
   }
 }
 
+run "a_reader_sees_cubes_and_neither_runs_nor_archives" {
+  command = plan
+
+  assert {
+    condition = flatten([for s in jsondecode(output.roles.reader).Statement : s.Resource if flatten([s.Action]) == ["s3:GetObject"]]) == [
+      "arn:aws:s3:::cubes/bigearthnet-v1/*",
+      "arn:aws:s3:::cubes/bigearthnet-v2/*",
+    ]
+    error_message = "what answers the public may read more, or less, than cubes"
+  }
+}
+
+run "a_trainer_keeps_its_runs" {
+  command = plan
+
+  assert {
+    condition = flatten([
+      for s in jsondecode(output.roles.trainer).Statement : s.Resource
+      if length(setsubtract(["s3:PutObject", "s3:DeleteObject"], flatten([s.Action]))) == 0
+    ]) == ["arn:aws:s3:::cubes/runs/*"]
+    error_message = "a run cannot be saved, or its older checkpoints not removed"
+  }
+}
+
+run "who_writes_may_use_the_key_of_the_bucket_and_who_reads_may_only_decrypt" {
+  command = plan
+
+  variables {
+    kms_key_arn = "arn:aws:kms:eu-central-1:123456789012:key/00000000-0000-0000-0000-000000000000"
+  }
+
+  assert {
+    condition = {
+      for role in ["reader", "publisher", "trainer"] : role => flatten([
+        for s in jsondecode(output.roles[role]).Statement : s.Action if s.Resource == var.kms_key_arn
+      ])
+      } == {
+      reader    = ["kms:Decrypt"]
+      publisher = ["kms:Decrypt", "kms:GenerateDataKey"]
+      trainer   = ["kms:Decrypt", "kms:GenerateDataKey"]
+    }
+    error_message = "a role may do more, or less, with the key than it needs"
+  }
+}
+
+run "only_plain_http_is_refused" {
+  command = plan
+
+  assert {
+    condition = [for s in jsondecode(output.bucket_policy).Statement : s.Condition if s.Effect == "Deny"] == [
+      { Bool = { "aws:SecureTransport" = "false" } },
+    ]
+    error_message = "the bucket refuses something other than requests without TLS"
+  }
+}
+
 run "nobody_may_remove_what_is_published" {
   command = plan
 
@@ -112,6 +168,11 @@ run "one_branch_of_one_repository_may_publish" {
   assert {
     condition     = jsondecode(output.github_trust).Statement[0].Condition.StringEquals["token.actions.githubusercontent.com:sub"] == "repo:owner/cubes:ref:refs/heads/main"
     error_message = "another repository or branch could publish"
+  }
+
+  assert {
+    condition     = jsondecode(output.github_trust).Statement[0].Condition.StringEquals["token.actions.githubusercontent.com:aud"] == "sts.amazonaws.com"
+    error_message = "a token that is meant for somebody else would do"
   }
 }
 
