@@ -37,10 +37,15 @@ from bigearth_cube.item_index import (
 )
 from bigearth_cube.nomenclature import COUNTRIES, NAMES_19, NAMES_43, SEASONS, SPLITS
 
-# The parser recurses: 3,000 open parentheses or 20,000 ANDs end the process. These bounds are
-# far above what a person or a form writes and far below what the stack of a thread holds.
+# The parser recurses: 3,000 open parentheses or 5,000 comparisons in a row end the process. These
+# bounds are far above what a person or a form writes and far below what the stack of a thread holds.
 _MOST_NESTED: Final = 100
-_MOST_OPERATORS: Final = 250
+_MOST_OPERATORS: Final = 500
+_OPERATOR: Final = re.compile(
+    r"(?<![a-z_:])(?:and|or|not|div|like|between|in|is)(?![a-z_:])|[<=>]+|[-+*/%^|]", re.IGNORECASE
+)
+_MOST_COSTLY: Final = 10
+"""Patterns and shapes in one filter: each may look at every name or footprint, which takes 0.1 s."""
 
 _SET_FUNCTIONS: Final[Mapping[str, Callable[[Any, Any], Any]]] = {
     "a_contains": lambda ours, theirs: ours & theirs == theirs,
@@ -73,19 +78,40 @@ def parse_filter(filter: str | Mapping[str, Any]) -> Any:
     {'op': '=', 'args': [{'property': 'bec:split'}, 'test']}
     """
     if isinstance(filter, str) and not filter.lstrip().startswith("{"):
-        _check_depth(filter)
+        _check_text(filter)
         try:
-            return cql2.parse_text(filter).to_json()
-        except cql2.ParseError as error:
+            return _bounded(cql2.parse_text(filter).to_json())
+        except (cql2.ParseError, UnicodeError) as error:
             raise InvalidInputError(_parse_problem(filter, str(error))) from None
     try:
         text = filter if isinstance(filter, str) else json.dumps(filter)
-        return cql2.parse_json(text).to_json()
+        parsed = cql2.parse_json(text).to_json()
     except (cql2.ParseError, TypeError, ValueError, RecursionError) as error:
         raise InvalidInputError(f"filter is no CQL2 JSON: {error}") from None
+    return _bounded(parsed)
 
 
-def _check_depth(text: str) -> None:
+def _bounded(parsed: Any) -> Any:
+    """Return a filter, if answering it takes no more than a few seconds of a large table."""
+    n_operators = n_costly = 0
+    left = [parsed]
+    while left:
+        node = left.pop()
+        if isinstance(node, list):
+            left += node
+        elif isinstance(node, Mapping) and "op" in node:
+            n_operators += 1
+            n_costly += str(node["op"]).lower() in _COSTLY
+            left.append(node.get("args"))
+    if n_operators > _MOST_OPERATORS or n_costly > _MOST_COSTLY:
+        raise InvalidInputError(
+            f"filter has {n_operators} conditions, {n_costly} of them patterns or shapes; at most "
+            f"{_MOST_OPERATORS} and {_MOST_COSTLY} are taken: use IN for many values"
+        )
+    return parsed
+
+
+def _check_text(text: str) -> None:
     bare = re.sub(r"'(?:[^']|'')*'|\"[^\"]*\"", "", text)
     depth = deepest = 0
     for bracket in re.findall(r"[()]", bare):
@@ -93,7 +119,7 @@ def _check_depth(text: str) -> None:
         deepest = max(deepest, depth)
     # Coordinates ("-8.1 39.2") are not operators, however many there are.
     rest = re.sub(r"[(,]\s*-?[\d.]+(?:\s+-?[\d.]+)*\s*(?=[,)])", "", bare)
-    n_operators = len(re.findall(r"\b(?:and|or|not|div)\b|[-+*/%^]", rest, re.IGNORECASE))
+    n_operators = len(_OPERATOR.findall(rest))
     if deepest > _MOST_NESTED or n_operators > _MOST_OPERATORS:
         raise InvalidInputError(
             f"filter has {n_operators} operators, {deepest} levels deep; at most "
@@ -141,16 +167,13 @@ def conjuncts(expression: Any) -> list[Any]:
 
 def shapes_required(expression: Any) -> list[Any]:
     """Shapes that whatever a filter finds must meet: those of conditions joined by AND."""
-    return [
-        parse_geometry(node["args"][1], _text(node))
-        for node in conjuncts(expression)
-        if isinstance(node, Mapping) and _is_near(str(node.get("op")).lower(), node.get("args"))
-    ]
-
-
-def _is_near(op: str, args: Any) -> bool:
-    is_pair = isinstance(args, list) and len(args) == 2
-    return op in _MEETING and is_pair and args[0] == {"property": "geometry"}
+    found = []
+    for node in conjuncts(expression):
+        args = node.get("args") if isinstance(node, Mapping) else None
+        if isinstance(args, list) and len(args) == 2 and str(node.get("op")).lower() in _MEETING:
+            others = [arg for arg in args if arg != _GEOMETRY]
+            found += [parse_geometry(arg, _text(node)) for arg in others if len(others) == 1]
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,11 +225,19 @@ _COMPARISONS: Final[Mapping[str, tuple[_Compare, Any]]] = {
     ">=": (operator.ge, pc.greater_equal),
 }
 _MIRRORED: Final = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
+_GEOMETRY: Final = {"property": "geometry"}
+_TURNED: Final = {
+    "s_within": "s_contains",
+    "s_contains": "s_within",
+    "a_containedBy": "a_contains",
+    "a_contains": "a_containedBy",
+}
 _OPERATORS: Final = ("and", "between", "in", "isNull", "like", "not", "or")
 _BY_LOWER_CASE: Final = {
     name.lower(): name
     for name in (*_OPERATORS, *_COMPARISONS, *_SET_FUNCTIONS, *_SPATIAL_FUNCTIONS)
 }
+_COSTLY: Final = frozenset({"like", *(name.lower() for name in _SPATIAL_FUNCTIONS)})
 _MEETING: Final = frozenset(_SPATIAL_FUNCTIONS) - {"s_disjoint"}
 
 
@@ -355,11 +386,16 @@ class _Evaluator:
         if subject.kind == "text":
             wanted = pa.array([member.value for member in members], pa.string())
             return self._of_text(subject, lambda texts: _in_set(texts, wanted))
-        none = self._constant(False)
         lacking = self._is_null(subject).true
-        equal = (self._compare("=", subject, member) for member in members)
-        found = functools.reduce(operator.or_, equal, none)
-        return _Truth(found.true, lacking if lacking.any() else None)
+        found = np.zeros(self._n, bool)
+        if members:
+            # A member may be a period; of those that begin by then, the longest decides.
+            spans = sorted((member.value, member.last) for member in members)
+            firsts, lasts = (np.array(ends) for ends in zip(*spans, strict=True))
+            values = np.broadcast_to(self._values(subject)[0], (self._n,))
+            before = np.searchsorted(firsts, values, side="right") - 1
+            found = (before >= 0) & (values <= np.maximum.accumulate(lasts)[before]) & ~lacking
+        return _Truth(found, lacking if lacking.any() else None)
 
     def _is_null(self, subject: _Operand) -> _Truth:
         if subject.value is not None:
@@ -373,6 +409,8 @@ class _Evaluator:
         return _of_arrow(lacking)
 
     def _set_function(self, node: Any, op: str, args: list[Any]) -> _Truth:
+        if isinstance(args[1], Mapping) and "property" in args[1]:
+            args, op = args[::-1], _TURNED.get(op, op)
         name = args[0].get("property") if isinstance(args[0], Mapping) else None
         if self._operand(args[0], node, any_kind=True).kind != "list" or name is None:
             raise _refusal(node, f"{op} takes a property that is a list, then values")
@@ -397,8 +435,10 @@ class _Evaluator:
 
     def _spatial_function(self, node: Any, op: str, args: list[Any]) -> _Truth:
         first, second = args
-        if first != {"property": "geometry"}:
-            raise _refusal(node, f"{op} takes the property geometry, then a shape")
+        if second == _GEOMETRY:
+            first, second, op = second, first, _TURNED.get(op, op)
+        if first != _GEOMETRY:
+            raise _refusal(node, f"{op} takes the property geometry and a shape")
         shape = parse_geometry(second, _text(node))
         return _Truth(self._index.in_relation(_SPATIAL_FUNCTIONS[op], shape, self._at))
 

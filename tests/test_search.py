@@ -502,10 +502,17 @@ def test_cloud_cover_may_be_asked_and_is_unknown_for_all() -> None:
         ("datetime = 2018", "datetime is a time, 2018 a number"),
         ("s_intersects(geometry, POLYGON((0 0, 1 1, 1 0, 0 1, 0 0)))", "valid GeoJSON"),
         ("(" * 3000 + "1 = 1" + ")" * 3000, "3000 levels deep"),
-        (" and ".join(["1 = 1"] * 20_000), "19999 operators"),
-        ("not " * 20_000 + "1 = 1", "20000 operators"),
+        (" and ".join(["1 = 1"] * 20_000), "39999 operators"),
+        ("not " * 20_000 + "1 = 1", "20001 operators"),
         ("1 = " + "-(" * 3000 + "1" + ")" * 3000, "levels deep"),
         ("1 = " + "+".join("1" * 20_000), "operators"),
+        ("a" + "=1" * 20_000, "20000 operators"),
+        ("1=1" + "and 1=1" * 20_000, "40001 operators"),
+        ("id" + " like 'a'" * 20_000, "20000 operators"),
+        ("id" + " is null" * 20_000, "20000 operators"),
+        ("id" + " between 1" * 20_000, "20000 operators"),
+        (" or ".join(["id like '%a%'"] * 11), "11 of them patterns or shapes; at most 500 and 10"),
+        ("id = '\ud800'", "filter is no CQL2 text"),
         ("bec:row < 0 and bec:seson = 'summer'", "unknown property 'bec:seson'"),
     ],
     ids=lambda value: value[:40],
@@ -545,6 +552,50 @@ def test_deep_json_is_refused() -> None:
         document = {"op": "not", "args": [document]}
     with pytest.raises(InvalidInputError):
         found(filter=document)
+
+
+def test_json_of_many_conditions_is_refused() -> None:
+    is_like = {"op": "like", "args": [{"property": "id"}, "%a%"]}
+    with pytest.raises(InvalidInputError, match="301 conditions, 300 of them patterns or shapes"):
+        found(filter={"op": "or", "args": [is_like] * 300})
+    is_row = {"op": "=", "args": [{"property": "bec:row"}, 1]}
+    with pytest.raises(InvalidInputError, match="601 conditions"):
+        found(filter={"op": "or", "args": [is_row] * 600})
+    assert found(filter={"op": "in", "args": [{"property": "bec:row"}, list(range(10**5))]})
+
+
+@given(st.lists(st.sampled_from([*PERIODS, "2017-07-16T10:11:12Z"]), max_size=6))
+def test_a_time_is_in_a_list_when_one_of_its_periods_holds_it(periods: list[str]) -> None:
+    spans = [parse_datetime(period) for period in periods]
+    micros = [int(when.timestamp()) * 10**6 for when in TIMES]
+    expected = scan(lambda i: any(first <= micros[i] <= last for first, last in spans))
+    assert found(filter={"op": "in", "args": [{"property": "datetime"}, periods]}) == expected
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("s_within(geometry, {})", "s_contains({}, geometry)"),
+        ("s_contains(geometry, {})", "s_within({}, geometry)"),
+        ("s_intersects(geometry, {})", "s_intersects({}, geometry)"),
+        ("s_equals(geometry, {})", "s_equals({}, geometry)"),
+    ],
+)
+def test_a_shape_may_come_first(one: str, other: str) -> None:
+    shapes = [SHAPES[3].centroid, SHAPES[3].buffer(0.2), SHAPES[3]]
+    answers = [found(filter=one.format(shape.wkt)) for shape in shapes]
+    assert answers == [found(filter=other.format(shape.wkt)) for shape in shapes]
+    assert any(answers)
+
+
+def test_labels_may_come_first() -> None:
+    some = "('Pastures', 'Arable land')"
+    for one, other in (
+        (f"a_contains(bec:labels, {some})", f"a_containedBy({some}, bec:labels)"),
+        (f"a_containedBy(bec:labels, {some})", f"a_contains({some}, bec:labels)"),
+        (f"a_overlaps(bec:labels, {some})", f"a_overlaps({some}, bec:labels)"),
+    ):
+        assert found(filter=one) == found(filter=other) != []
 
 
 def test_a_shape_of_many_corners_is_no_long_filter() -> None:
