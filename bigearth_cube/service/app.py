@@ -5,6 +5,7 @@ State is what was opened at the start, so any number of processes answer alike.
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Sequence
@@ -264,7 +265,7 @@ class _Log:
 
 
 class _Limits:
-    """Refuse a body that is larger than any question, before it is in memory.
+    """Refuse a body that is larger than any question, before it is in memory, or is no text.
 
     The framework has a limit too, but its refusal does not say what the limit is.
     """
@@ -293,9 +294,26 @@ class _Limits:
             answer = fault(413, "TooLarge", said, {"Connection": "close"})
             await answer(scope, receive, send)
             return
+        if _is_broken_text(bytes(body)):
+            said = "the body holds half of a surrogate pair, which is no text; send UTF-8"
+            await fault(400, "InvalidInputError", said)(scope, receive, send)
+            return
         messages = iter([{"type": "http.request", "body": bytes(body), "more_body": False}])
 
         async def replay() -> Message:
             return next(messages, None) or await receive()
 
         await self._app(scope, replay, send)
+
+
+def _is_broken_text(body: bytes) -> bool:
+    """Whether JSON escapes a half of a surrogate pair: no name here holds one, nor can an answer."""
+    if rb"\ud" not in body.lower():
+        return False
+    try:
+        json.dumps(json.loads(body), ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    except (ValueError, RecursionError):
+        return False  # whoever reads it says what is wrong
+    return False

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from bigearth_cube.errors import InvalidInputError
 from bigearth_cube.nomenclature import GROUPS
-from bigearth_cube.search import Selection
+from bigearth_cube.search import Question, Selection
 from bigearth_cube.service import requests
 from bigearth_cube.service.alike import LookAlikes, pixels_of
 from bigearth_cube.service.faults import NO_ENCODER
@@ -180,8 +180,8 @@ def router_of(shelf: Shelf, client: CoreClient) -> APIRouter:
         """Freeze what a question finds as a selection file, as ``bec search --out`` writes it."""
         served = shelf[collection_id]
         requests.check_parameters(request, requests.QuestionGet)
-        query = {name: value for name, value in asked.kwargs().items() if value is not None}
-        places = requests.question_of(asked.kwargs()).places(served.index)
+        query = requests.conditions_of(asked.kwargs())
+        places = Question.of(**query).places(served.index)
         frozen = Selection.of(
             served.index,
             served.index.rows[places],

@@ -272,16 +272,27 @@ def question_of(given: Mapping[str, Any]) -> Question:
     InvalidInputError
         If one cannot be understood; the message says where.
     """
+    return Question.of(**conditions_of(given))
+
+
+def conditions_of(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Read the conditions among what was given: arguments of ``search``, None where not given.
+
+    Raises
+    ------
+    InvalidInputError
+        As ``question_of``, but for what only a question says.
+    """
     crs = given.get("filter_crs")
     if crs not in (None, "", _CRS84):
         raise InvalidInputError(f"filter-crs is {crs!r:.200}; expected {_CRS84}")
-    return Question.of(
-        bbox=_numbers(given.get("bbox"), "bbox"),
-        intersects=_json(given.get("intersects"), "intersects"),
-        datetime=_datetime(given.get("datetime")),
-        filter=_filter(given.get("filter"), given.get("filter_lang")),
-        ids=_names(given.get("ids")),
-    )
+    return {
+        "bbox": _numbers(given.get("bbox"), "bbox"),
+        "intersects": _json(given.get("intersects"), "intersects"),
+        "datetime": _datetime(given.get("datetime")),
+        "filter": _filter(given.get("filter"), given.get("filter_lang")),
+        "ids": _names(given.get("ids")),
+    }
 
 
 def _datetime(given: str | None) -> str | None:

@@ -71,12 +71,21 @@ def test_a_token_of_another_question_is_refused(client: TestClient) -> None:
         (b"{", ""),
         (b'{"filter": ' + b'{"op": "not", "args": [' * 3000 + b"]}" * 3000 + b"}", ""),
         (b'{"sortby": [{"field": 3}]}', "sortby"),
+        (b'{"collections": ["\\ud800"]}', "half of a surrogate pair"),
+        (b'{"filter": "id = \'\\uDEAD\'"}', "half of a surrogate pair"),
+        (b'{"fields": ["\\ud800"], "limit": 1}', "half of a surrogate pair"),
     ],
 )
 def test_a_wrong_body_is_answered_with_400(client: TestClient, body: bytes, said: str) -> None:
     answer = client.post("/search", content=body, headers={"Content-Type": "application/json"})
     assert answer.status_code == 400, answer.text
     assert said in answer.json()["description"]
+
+
+def test_a_surrogate_pair_is_text(client: TestClient) -> None:
+    body = b'{"ids": ["\\ud83c\\udf0d"]}'
+    answer = client.post("/search", content=body, headers={"Content-Type": "application/json"})
+    assert answer.json()["numberMatched"] == 0
 
 
 def test_a_body_of_50_mb_is_refused_unread(client: TestClient) -> None:
