@@ -117,7 +117,8 @@ def _item(row: Mapping[str, Any], ring: list[list[float]], base: str) -> dict[st
         for key, asset in row["assets"].items()
         if asset is not None
     }
-    extensions = ["projection", "grid", "zarr", "bec", "eo", "raster"]
+    extensions = ["projection", "grid", "zarr", "bec"]
+    extensions += ["eo", "raster"] * bool(assets)  # without pixels they have nothing to say
     extensions += ["sar"] * (S1_GROUP.path in assets)
     extensions += ["classification"] * (MAP_GROUP.path in assets)
     return {
@@ -360,7 +361,8 @@ def describe(
     if archive == "v1":
         labels["bec:labels_43"] = list(NAMES_43)
     columns = {k: v for k, v in _COLUMNS.items() if archive == "v1" or k != "bec:labels_43"}
-    extensions = ["projection", "eo", "raster", "zarr", "datacube", "table", "scientific", "bec"]
+    extensions = ["projection", *["eo", "raster"] * bool(groups)]
+    extensions += ["zarr", "datacube", "table", "scientific", "bec"]
     extensions += ["sar"] * (S1_GROUP in groups) + ["classification"] * (MAP_GROUP in groups)
     extensions += ["version"] * (version is not None)
     return {

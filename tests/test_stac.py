@@ -278,6 +278,20 @@ def test_a_collection_describes_only_groups_it_has() -> None:
     assert not any("sar" in url for url in made["stac_extensions"])
 
 
+def test_items_and_collections_without_pixels_name_no_extension_of_pixels() -> None:
+    rows, nothing = np.array([0]), np.zeros(1, bool)
+    table = stac.items_table(
+        [BARE], rows, collection="mine", archive="v2", present=dict.fromkeys(GROUPS, nothing)
+    )
+    for made in (
+        stac.items(table, cube_url="s3://b/c")[0],
+        stac.collection("mine", archive="v2", items=table),
+    ):
+        named = {url.split("/")[-3] for url in made["stac_extensions"]}
+        assert not named & {"eo", "raster", "sar", "classification"}
+        assert {"projection", "zarr"} <= named
+
+
 def test_the_committed_catalog_is_what_the_package_writes(tmp_path: Path) -> None:
     committed = PACKAGE.parent / "catalog"
     if not committed.is_dir():
