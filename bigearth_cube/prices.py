@@ -29,8 +29,6 @@ class Prices:
         To bring 10^9 bytes to another region, and out of AWS; nothing within the region.
     vcpu_hour, gb_hour
         Of a Fargate task.
-    spot_share
-        Part of that which spot capacity costs.
     balancer_hour, endpoint_hour
         Of a load balancer with one capacity unit, and of an interface endpoint in one zone.
     machine_hour
@@ -45,7 +43,6 @@ class Prices:
     gb_to_internet: float
     vcpu_hour: float
     gb_hour: float
-    spot_share: float
     balancer_hour: float
     endpoint_hour: float
     machine_hour: Mapping[str, float]
@@ -66,7 +63,6 @@ _TABLE: Final = (
         gb_to_internet=0.09,
         vcpu_hour=0.04048,
         gb_hour=0.004445,
-        spot_share=0.3,
         balancer_hour=0.0305,
         endpoint_hour=0.01,
         machine_hour={"g5.2xlarge": 1.212, "g6.4xlarge": 1.323, "g6e.4xlarge": 3.004},
@@ -80,7 +76,6 @@ _TABLE: Final = (
         gb_to_internet=0.09,
         vcpu_hour=0.04656,
         gb_hour=0.00511,
-        spot_share=0.3,
         balancer_hour=0.035,
         endpoint_hour=0.012,
         machine_hour={"g5.2xlarge": 1.516, "g6.4xlarge": 1.654, "g6e.4xlarge": 3.756},

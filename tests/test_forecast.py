@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from bigearth_cube.cube import open_cube
 from bigearth_cube.errors import InvalidInputError
 from bigearth_cube.ingest import forecast, ingest
 from bigearth_cube.lock import LOCK
+from bigearth_cube.prices import prices_of
 from bigearth_cube.storage import Storage
 from tests.sources import MemorySource
 
@@ -160,5 +162,14 @@ def test_the_command_prints_a_line_a_fact_and_writes_nothing(
         *("release", "patches", "read", "write", "time", "keeping", "writing")
     ]
     assert "300 new rows; 300 s2, 300 s1, 300 reference" in lines[1]
-    assert "AWS S3 Standard" in lines[5]
+    assert "AWS S3 Standard, us-east-1" in lines[5]
+    main(["plan", str(archive), str(tmp_path / "cube"), "--region", "eu-central-1", "--json"])
+    dearer = json.loads(capsys.readouterr().out)
+    assert dearer["prices"] == prices_of("eu-central-1").label
+    assert dearer["dollars_a_month"] == pytest.approx(
+        dearer["write_bytes"] / 1e9 * prices_of("eu-central-1").gb_month
+    )
+    with pytest.raises(SystemExit):
+        main(["plan", str(archive), str(tmp_path / "cube"), "--region", "mars"])
+    assert "no prices of region 'mars'" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

@@ -189,6 +189,12 @@ def verify(cube: str, as_json: bool) -> None:
     show_default=True,
     help="How rows are mixed: exact reads a chunk again for nearly every row.",
 )
+@click.option(
+    "--kept",
+    is_flag=True,
+    help="Patches stay in memory after the first epoch, as 'training fit' keeps them where three "
+    "quarters of what is free hold them.",
+)
 @click.option("--bucket-region", default="us-east-1", show_default=True, help="Of the bucket.")
 @click.option(
     "--region", help="Of the compute, or 'outside' the cloud.  [default: that of the bucket]"
@@ -202,6 +208,7 @@ def plan_training(
     batch_size: int,
     groups: tuple[str, ...],
     shuffle: str,
+    kept: bool,
     bucket_region: str,
     region: str | None,
     as_json: bool,
@@ -228,6 +235,7 @@ def plan_training(
         epochs=epochs,
         groups=groups or cost.S2,
         shuffle=shuffle,
+        kept=kept,
         region=region,
         bucket_region=bucket_region,
     )
@@ -238,9 +246,11 @@ def plan_training(
         click.echo(json.dumps({**asdict(found), **more}, indent=1))
         return
     epoch, total = found.first, found.total
+    keeping = "they are" if kept else "they are not, so each epoch reads them (see --kept)"
     for name, value in (
         ("patches", f"{found.patches:,} in {found.batches:,} batches of up to {batch_size:,}"),
         ("epoch", f"{epoch.requests:,} GETs, {epoch.bytes / 1e9:,.3f} GB, the first"),
+        ("memory", f"{found.memory_bytes / 1e9:,.3f} GB to keep the patches; {keeping}"),
         ("in all", f"{total.requests:,} GETs, {total.bytes / 1e9:,.3f} GB in {epochs:,} epochs"),
         ("requests", f"${found.dollars_of_requests:,.4f} ({found.prices})"),
         ("transfer", f"${found.dollars_of_transfer:,.4f}, {found.bucket_region} to {found.region}"),

@@ -223,6 +223,7 @@ def give_up(cube: str, break_lock: bool, as_json: bool) -> None:
     show_default=True,
 )
 @click.option("--workers", type=click.IntRange(min=1), help="Cores to reckon with.")
+@click.option("--region", default="us-east-1", show_default=True, help="Of the bucket.")
 @json_option
 def plan(
     sources: tuple[str, ...],
@@ -230,6 +231,7 @@ def plan(
     archive: str,
     profile: str,
     workers: int | None,
+    region: str,
     as_json: bool,
 ) -> None:
     """Say what an ingest would read and write, how long it would take and what it would cost.
@@ -242,7 +244,7 @@ def plan(
     """
     ingesting = load("bigearth_cube.ingest")
     found = ingesting.forecast(
-        list(sources), cube, archive=archive, profile=profile, workers=workers
+        list(sources), cube, archive=archive, profile=profile, workers=workers, region=region
     )
     if as_json:
         click.echo(json.dumps(asdict(found), indent=1))

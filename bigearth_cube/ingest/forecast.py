@@ -25,7 +25,7 @@ from bigearth_cube.ingest.shard import VIEWS
 from bigearth_cube.ingest.survey import opened, take_survey
 from bigearth_cube.layout import MODEL_ARRAYS
 from bigearth_cube.nomenclature import GROUPS
-from bigearth_cube.prices import prices_of
+from bigearth_cube.prices import DEFAULT_REGION, prices_of
 from bigearth_cube.shards import Profile, encode_chunk
 from bigearth_cube.storage import Storage, StorageOptions
 from bigearth_cube.writer import ROOT, ZARR
@@ -85,6 +85,7 @@ def forecast(
     archive: Literal["auto", "v1", "v2"] = "auto",
     profile: Profile = "default",
     workers: int | None = None,
+    region: str = DEFAULT_REGION,
 ) -> Forecast:
     """Say what ``ingest`` with the same arguments would read and write; writes nothing.
 
@@ -95,16 +96,19 @@ def forecast(
     ----------
     sources, cube_url, storage_options, archive, profile, workers
         As for ``ingest``.
+    region
+        Of the bucket; one that the table of prices has.
 
     Raises
     ------
     InvalidInputError
-        If ``ingest`` would refuse the sources or the cube.
+        If ``ingest`` would refuse the sources or the cube, or the table has no such region.
     NotFoundError
         If a source or the bucket does not exist.
     StorageError
         If storage refuses or cannot be reached.
     """
+    prices = prices_of(region)
     storage = Storage(cube_url, storage_options)
     storage.check_bucket()
     source = opened(sources, storage, archive, metadata_only=False)
@@ -113,7 +117,6 @@ def forecast(
     records = list(source.records())
     survey = take_survey(storage, source, records, None)
     workers = workers or os.cpu_count() or 1
-    prices = prices_of()
     if not (survey.new or survey.late.groups or survey.facts):
         return Forecast(
             None, 0, dict.fromkeys(KINDS, 0), 0, 0, 0, 0.0, workers, 0.0, 0.0, prices.label

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -22,6 +23,7 @@ from bigearth_cube.shards import chunk_place, read_index
 OUTSIDE: Final = "outside"
 """Region of compute that is not in the cloud of the bucket."""
 _INDICES_READ: Final = 16
+_REGION: Final = re.compile(r"[a-z]{2}(-[a-z]+)+-\d")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,10 @@ class TrainingPlan:
         How many.
     first, later
         Traffic of the first epoch, which reads the index of every shard, and of each other one.
+    memory_bytes
+        Of the patches as they are kept in memory, where they are.
+    kept
+        Whether they are: each other epoch then asks nothing.
     total
         Of all epochs.
     bucket_region, region
@@ -71,6 +77,8 @@ class TrainingPlan:
     epochs: int
     first: Traffic
     later: Traffic
+    memory_bytes: int
+    kept: bool
     total: Traffic
     bucket_region: str
     region: str
@@ -100,6 +108,7 @@ def plan_training(
     seed: int = 0,
     shuffle: Shuffle = "pool",
     pool_chunks: int = 32,
+    kept: bool = False,
     region: str | None = None,
     bucket_region: str = DEFAULT_REGION,
 ) -> TrainingPlan:
@@ -116,16 +125,21 @@ def plan_training(
         As of ``BatchLoader``.
     epochs
         How many, at least 1.
+    kept
+        Whether patches stay in memory after the first epoch, as trainings of this project keep
+        them where three quarters of what is free hold ``memory_bytes``. A loader without
+        ``cache_bytes`` reads every epoch anew.
     region
-        Of the compute; that of the bucket where it is None. ``"outside"`` is not in the cloud.
+        Of the compute, as AWS names it; that of the bucket where it is None. ``"outside"`` is not
+        in the cloud.
     bucket_region
         Of the bucket; one that the table of prices has.
 
     Raises
     ------
     InvalidInputError
-        If the loader would refuse the arguments, the table has no such region, or a group is
-        stored in a way whose requests are zarr-python's own affair.
+        If the loader would refuse the arguments, the table has no such region, the compute's is
+        no name of one, or a group is stored in a way whose requests are zarr-python's own affair.
     CubeIntegrityError
         If the index of a shard is damaged or missing.
     StorageError
@@ -134,6 +148,12 @@ def plan_training(
     if epochs < 1:
         raise InvalidInputError(f"epochs is {epochs}, expected at least 1")
     prices = prices_of(bucket_region)
+    compute = region or bucket_region
+    if compute != OUTSIDE and not _REGION.fullmatch(compute):
+        raise InvalidInputError(
+            f"region is {compute!r}; expected one as AWS names it, e.g. {bucket_region!r}, or "
+            f"{OUTSIDE!r}"
+        )
     patches = Patches([cube], [selection], groups, None)
     spec = OrderSpec(batch_size, patches.chunk_rows, seed, shuffle, pool_chunks)
     reader = BlockReader(patches.sources)
@@ -153,18 +173,18 @@ def plan_training(
         order = epoch_order(patches.rows, spec, epoch)
         blocks = reading_of(order, spec.chunk_rows, window_rows=spec.window_rows).blocks
         counted.append(traffic(reader, blocks, sizes, known))
-    first, later = counted[0], counted[-1]
+    first, later = counted[0], Traffic(0, 0) if kept else counted[-1]
     total = Traffic(
         first.requests + (epochs - 1) * later.requests, first.bytes + (epochs - 1) * later.bytes
     )
-    compute = region or bucket_region
     per_gb, warning = 0.0, None
+    read = "the first epoch" if kept else "every epoch"
     if compute == OUTSIDE:
         per_gb = prices.gb_to_internet
-        warning = "compute outside AWS: every epoch is paid as traffic to the internet"
+        warning = f"compute outside AWS: {read} is paid as traffic to the internet"
     elif compute != bucket_region:
         per_gb = prices.gb_to_region
-        warning = f"compute in {compute}, bucket in {bucket_region}: every epoch is paid as traffic"
+        warning = f"compute in {compute}, bucket in {bucket_region}: {read} is paid as traffic"
     if warning:
         warning += f", ${per_gb:.2f} a GB; move it to {bucket_region}, or copy the cube once"
     return TrainingPlan(
@@ -173,6 +193,9 @@ def plan_training(
         epochs=epochs,
         first=first,
         later=later,
+        memory_bytes=len(patches.rows)
+        * sum(s.layout.patch_bytes for (s,) in patches.sources.values()),
+        kept=kept,
         total=total,
         bucket_region=bucket_region,
         region=compute,
