@@ -198,11 +198,13 @@ def test_missing_credentials_are_told_before_any_request(monkeypatch: pytest.Mon
 )
 def test_what_a_server_refuses_is_told_in_one_line_by_its_status(status: int, advice: str) -> None:
     with _server_that_answers(status) as endpoint:
-        storage = Storage("s3://bucket/x", {"key": "a", "secret": "b", "endpoint_url": endpoint})
-        for ask in (storage.read, storage.list):
+        options = {"key": "KEY", "secret": "SECRET", "token": "TOKEN", "endpoint_url": endpoint}
+        storage = Storage("s3://bucket/x", options)
+        for ask in (storage.read, storage.list, lambda key: storage.write(key, b"")):
             with pytest.raises(StorageError, match=advice) as caught:
                 ask("c/403/401/0/0")
             assert "\n" not in str(caught.value)
+            assert not any(told in f"{caught.value!r}" for told in ("KEY", "SECRET", "TOKEN"))
 
 
 @contextlib.contextmanager
@@ -212,6 +214,8 @@ def _server_that_answers(status: int) -> Iterator[str]:
             self.send_response(status)
             self.send_header("Content-Length", "0")
             self.end_headers()
+
+        do_PUT = do_GET
 
         def log_message(self, *args: object) -> None:
             pass
