@@ -391,6 +391,12 @@ def _s3(s3_url: str | None, say: Say) -> Iterator[tuple[str, dict[str, str] | No
         client.create_bucket(Bucket="demo")
         client.close()
         say(f"S3 server of this process at {options['endpoint_url']}, bucket demo")
-        yield "s3://demo", options
+        try:
+            yield "s3://demo", options
+        finally:
+            # What such a server holds is of the process, not of the server: it would be there again.
+            storage = Storage("s3://demo", options)
+            for key, _ in storage.list():
+                storage.delete(key)
     finally:
         server.stop()

@@ -56,6 +56,14 @@ def test_the_demo_runs_in_a_bucket_that_is_named_and_measures_the_machine(
     assert {"cube/cube.zarr/zarr.json", "cube/intake.yaml", "runs/tb-cnn-small/best.pt"} <= keys
 
 
+def test_a_demo_leaves_nothing_to_the_next_one_of_its_process() -> None:
+    for _ in range(2):
+        with demo._s3(None, str) as (url, options):
+            storage = Storage(url, options)
+            assert list(storage.list()) == []
+            storage.write("runs/tb-cnn-small/metrics.jsonl", b"")
+
+
 def test_a_slow_machine_trains_fewer_epochs_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     config = recipe("tb-cnn-small", "label_19")
     told: list[str] = []
