@@ -27,6 +27,7 @@ from bigearth_cube.retrieval import (
     evaluate,
     neighbors,
 )
+from bigearth_cube.retrieval import index as retrieval_index
 from bigearth_cube.retrieval.distances import pairwise
 from bigearth_cube.retrieval.ivf import IvfIndex
 
@@ -343,6 +344,22 @@ def test_what_cannot_be_asked_is_refused(embedded: Cube) -> None:
         index.nearest(np.full(16, np.nan, np.float32))
     with pytest.raises(NotFoundError, match="row 600 has no embedding"):
         index.vector_of(600)
+
+
+@pytest.mark.parametrize("kind", ["all", "cells"])
+def test_the_largest_k_gives_as_many_and_never_the_query(
+    embedded: Cube, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    patch_id = embedded.items["id"][7].as_py()
+    exact = VectorIndex.of(embedded, "relu")
+    index = exact if kind == "all" else IvfIndex.of(exact, recall=1)
+    nearest = neighbors(embedded, patch_id, k=100, index=exact)[:20]
+    monkeypatch.setattr(retrieval_index, "MAX_K", 20)
+    assert neighbors(embedded, patch_id, k=20, index=index) == nearest
+    assert patch_id not in {neighbor.id for neighbor in nearest}
+    for k in (0, 21):
+        with pytest.raises(InvalidInputError, match=f"k is {k}, expected 1 to 20"):
+            neighbors(embedded, patch_id, k=k, index=index)
 
 
 def test_an_index_of_other_vectors_is_refused(

@@ -21,6 +21,7 @@ from bigearth_cube.retrieval.index import (
     Origin,
     VectorIndex,
     asking_model,
+    others,
     query_vector,
     the_model,
 )
@@ -121,15 +122,10 @@ def neighbors(
         )
     rows = None if among is None else _rows_of(cube, among)
     vector_F = query_vector(cube, index, query_model, row)
-    # One more than asked: the query finds itself, unless others are as near and come before it.
-    found = index.nearest(vector_F[None], _one_more(k, len(index)), metric=metric, among=rows)
-    pairs = [
-        (int(at), float(distance))
-        for at, distance in zip(found.rows_QK[0], found.distances_QK[0], strict=True)
-        if at not in (row, -1)
-    ][:k]
-    names = names_of(cube, [at for at, _ in pairs])
-    return [Neighbor(names[at], at, distance) for at, distance in pairs]
+    found = others(index, row, vector_F, k, metric=metric, among=rows)
+    near, scores = (values.tolist() for values in found)
+    names = names_of(cube, near)
+    return [Neighbor(names[at], at, score) for at, score in zip(near, scores, strict=True)]
 
 
 def names_of(cube: Cube, rows: list[int]) -> dict[int, str]:
@@ -138,11 +134,6 @@ def names_of(cube: Cube, rows: list[int]) -> dict[int, str]:
     order = np.argsort(there, kind="stable")
     at = order[np.searchsorted(there, rows, sorter=order)]
     return dict(zip(rows, cube.items["id"].take(at).to_pylist(), strict=True))
-
-
-def _one_more(k: int, n: int) -> int:
-    # The largest k is allowed too, and k = 0 is refused where all k are checked.
-    return k if k < 1 else min(k + 1, max(n, k))
 
 
 def _rows_of(cube: Cube, among: Selection) -> NDArray[np.int64]:

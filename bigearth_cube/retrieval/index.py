@@ -178,12 +178,21 @@ class VectorIndex:
         InvalidInputError
             If k, the metric or the shape or values of the queries are not as described.
         """
-        queries = self.checked(queries_QF, k, metric)
+        return self.scan(self.checked(queries_QF, k, metric), k, metric, among)
+
+    def scan(
+        self,
+        queries_QF: NDArray[np.float32],
+        k: int,
+        metric: Metric,
+        among: NDArray[np.int64] | None,
+    ) -> Nearest:
+        """Answer as ``nearest`` does what ``checked`` gave back, with any k."""
         chosen = None if among is None else np.flatnonzero(np.isin(self.rows_N, among))
         if metric == "hamming":
-            best = self._nearest_codes(queries, k, chosen)
+            best = self._nearest_codes(queries_QF, k, chosen)
         else:
-            best = self._nearest_bounded(queries, k, metric, chosen)
+            best = self._nearest_bounded(queries_QF, k, metric, chosen)
         places_QK, sortable_QK = best.places_QK, best.sortable_QK
         rows_QK = np.where(places_QK >= 0, self.rows_N[places_QK], -1) if len(self) else places_QK
         return Nearest(rows_QK, as_distances(sortable_QK, metric))
@@ -492,6 +501,34 @@ def query_vector(
     if np.isnan(vector[0]):
         raise NotFoundError(f"row {row} has no embedding of model {asking!r}")
     return vector
+
+
+def others(
+    index: VectorIndex | IvfIndex,
+    row: int,
+    vector_F: NDArray[np.float32],
+    k: int,
+    *,
+    metric: Metric,
+    among: NDArray[np.int64] | None,
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Find the k rows nearest to the vector of a row, which is not among them.
+
+    Returns
+    -------
+    tuple
+        Rows of the cube and distances, nearest first; fewer than k where there are fewer.
+
+    Raises
+    ------
+    InvalidInputError
+        As in ``VectorIndex.nearest``.
+    """
+    query_QF = index.checked(vector_F, k, metric)
+    # One more than asked: the query finds itself, unless others are as near and come before it.
+    found = index.scan(query_QF, k + 1, metric, among)
+    is_other = ~np.isin(found.rows_QK[0], (row, -1))
+    return found.rows_QK[0][is_other][:k], found.distances_QK[0][is_other][:k]
 
 
 def origin_of(cube: Cube, model: str) -> Origin:

@@ -139,19 +139,40 @@ class IvfIndex:
         InvalidInputError
             As for ``VectorIndex.nearest``, or if the metric is another.
         """
+        return self.scan(self.checked(queries_QF, k, metric), k, self.metric, among)
+
+    def checked(
+        self, queries_QF: NDArray[np.float32], k: int, metric: str | None
+    ) -> NDArray[np.float32]:
+        """Return the queries as (q, dim) float32, once everything asked makes sense.
+
+        Raises
+        ------
+        InvalidInputError
+            As in ``nearest``.
+        """
         if metric not in (None, self.metric):
             raise InvalidInputError(
                 f"the index answers metric {self.metric!r}, not {metric!r}; make one for that"
             )
-        queries = self.exact.checked(queries_QF, k, self.metric)
+        return self.exact.checked(queries_QF, k, self.metric)
+
+    def scan(
+        self,
+        queries_QF: NDArray[np.float32],
+        k: int,
+        metric: Metric,
+        among: NDArray[np.int64] | None,
+    ) -> Nearest:
+        """Answer as ``nearest`` does what ``checked`` gave back, with any k."""
         n_probed = self.n_probed
         if among is not None:
             # Fewer of each cell may be found, so more cells are needed; where most are, a scan
             # of the few that may be found costs less than the cells.
             n_probed *= math.ceil(len(self) / max(1, len(among)))
             if n_probed > self._cells.nlist // 4:
-                return self.exact.nearest(queries, k, metric=self.metric, among=among)
-        return _nearest(self.exact, self._cells, queries, k, self.metric, n_probed, among)
+                return self.exact.scan(queries_QF, k, metric, among)
+        return _nearest(self.exact, self._cells, queries_QF, k, metric, n_probed, among)
 
     def save(self, folder: str | Path) -> None:
         """Keep vectors and cells in a local folder."""

@@ -18,6 +18,7 @@ from bigearth_cube.retrieval.index import (
     MAX_K,
     VectorIndex,
     asking_model,
+    others,
     query_vector,
     the_model,
 )
@@ -114,11 +115,9 @@ class LookAlikes:
         row = int(self._served.index.rows[place])
         vectors = self._of_model(name)
         vector = query_vector(self._served.cube, vectors, query_model, row)
-        # One more: the query finds itself, unless others are as near and come before it.
-        most = min(k + 1, max(MAX_K, k))
-        rows, distances = self._nearest(vectors, vector, most, metric, among)
-        others = rows != row
-        return self._places(rows[others][:k]), distances[others][:k]
+        allowed = self._allowed(among)
+        rows, distances = others(vectors, row, vector, k, metric=metric, among=allowed)
+        return self._places(rows), distances
 
     def of_pixels(
         self,
@@ -156,8 +155,10 @@ class LookAlikes:
         self._check(k, metric)
         name = the_model(self._served.cube, model)
         vector = self._encode(asking_model(self._served.cube, name, query_model), pixels)
-        rows, distances = self._nearest(self._of_model(name), vector, k, metric, among)
-        return self._places(rows), distances
+        allowed = self._allowed(among)
+        found = self._of_model(name).nearest(vector[None], k, metric=metric, among=allowed)
+        there = found.rows_QK[0] >= 0
+        return self._places(found.rows_QK[0][there]), found.distances_QK[0][there]
 
     def groups_read(self, model: str | None, query_model: str | None = None) -> tuple[str, ...]:
         """Return the groups that are read of a query: by its own model, where one is named.
@@ -189,19 +190,9 @@ class LookAlikes:
     def _read_vectors(self, model: str) -> VectorIndex:
         return VectorIndex.of(self._served.cube, model)
 
-    def _nearest(
-        self,
-        vectors: VectorIndex,
-        vector: NDArray[np.float32],
-        k: int,
-        metric: Metric,
-        among: Question,
-    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    def _allowed(self, among: Question) -> NDArray[np.int64] | None:
         index = self._served.index
-        allowed = None if among == ANY else index.rows[among.places(index)]
-        found = vectors.nearest(vector[None], min(k, MAX_K), metric=metric, among=allowed)
-        there = found.rows_QK[0] >= 0
-        return found.rows_QK[0][there], found.distances_QK[0][there]
+        return None if among == ANY else index.rows[among.places(index)]
 
     def _places(self, rows: NDArray[np.int64]) -> Places:
         places = [self._served.index.place_of_row(row) for row in rows.tolist()]

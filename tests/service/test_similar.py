@@ -12,7 +12,9 @@ from starlette.testclient import TestClient
 
 from bigearth_cube.cube import Cube, open_cube
 from bigearth_cube.ingest import ingest
+from bigearth_cube.retrieval import index as retrieval_index
 from bigearth_cube.retrieval import neighbors
+from bigearth_cube.service import alike
 from bigearth_cube.service.app import create_app
 from tests.service.helpers import encoder, features_of, ids_of
 from tests.sources import MemorySource, index_of, pixels_of
@@ -34,6 +36,17 @@ def test_look_alikes_are_those_of_the_library(
     found = _ranked(twin_client.get(f"/collections/one/items/{name}/similar", params=query))
     assert [one for one, _ in found] == [neighbor.id for neighbor in expected]
     assert [far for _, far in found] == pytest.approx([n.score for n in expected])
+
+
+def test_the_largest_k_gives_as_many_look_alikes(
+    twin_client: TestClient, twins: tuple[Cube, Cube], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (retrieval_index, alike):
+        monkeypatch.setattr(module, "MAX_K", 30)
+    url = f"/collections/one/items/{ids_of(twins[0])[9]}/similar"
+    assert len(_ranked(twin_client.get(url, params={"k": "30", "model": "means"}))) == 30
+    answer = twin_client.get(url, params={"k": "31", "model": "means"})
+    assert (answer.status_code, answer.json()["description"]) == (400, "k is 31, expected 1 to 30")
 
 
 def test_a_filter_applies_inside_the_search_for_look_alikes(
