@@ -26,7 +26,13 @@ from bigearth_cube.cli.group import LocalFolder, cli, load, open_named, progress
     show_default=True,
     help="Processes; each holds the items of all cubes.",
 )
-def serve(cubes: tuple[str, ...], host: str, port: int, workers: int) -> None:
+@click.option(
+    "--root-path",
+    default="",
+    metavar="PATH",
+    help="What a proxy in front takes off each path, e.g. /stac, so that links have it.",
+)
+def serve(cubes: tuple[str, ...], host: str, port: int, workers: int, root_path: str) -> None:
     """Serve cubes: STAC API, thumbnails, look-alikes, and an explorer for the browser.
 
     Requests are logged on standard error. An interrupt or SIGTERM ends it after the requests
@@ -38,7 +44,9 @@ def serve(cubes: tuple[str, ...], host: str, port: int, workers: int) -> None:
     """
     # It warns of settings that the application has of its own.
     logging.getLogger("stac_fastapi").setLevel(logging.ERROR)
-    load("bigearth_cube.service.process").serve(cubes, host=host, port=port, workers=workers)
+    load("bigearth_cube.service.process").serve(
+        cubes, host=host, port=port, workers=workers, root_path=root_path
+    )
 
 
 @cli.group()

@@ -136,7 +136,6 @@ def app_of(shelf: Shelf) -> FastAPI:
         openapi_url=settings.openapi_url,
         docs_url=settings.docs_url,
         redoc_url=None,
-        root_path=settings.root_path,
         responses=FAULTS,
     )
     api = StacApi(

@@ -45,11 +45,11 @@ def encoder(order: tuple[int, ...] = (0, 1, 2, 3)) -> bytes:
 
 
 @contextmanager
-def serving(cubes: Sequence[Cube]) -> Iterator[str]:
+def serving(cubes: Sequence[Cube], *, root_path: str = "") -> Iterator[str]:
     """Run a real server in a thread."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        config = uvicorn.Config(create_app(cubes), log_config=None, access_log=False, ws="none")
-        server = uvicorn.Server(config)
+        how: dict[str, Any] = {"log_config": None, "access_log": False, "ws": "none"}
+        server = uvicorn.Server(uvicorn.Config(create_app(cubes), root_path=root_path, **how))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         yield f"http://127.0.0.1:{listening.getsockname()[1]}"

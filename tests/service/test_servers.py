@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import http.client
+import http.server
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import distributed
@@ -20,7 +23,10 @@ import pystac_client
 import pytest
 
 from bigearth_cube.cube import Cube, open_cube
+from bigearth_cube.errors import InvalidInputError
 from bigearth_cube.ingest import ingest
+from bigearth_cube.service import app as service_app
+from bigearth_cube.service.process import serve
 from tests.service.helpers import N_PATCHES, ids_of, serving
 from tests.sources import MemorySource, index_of, pixels_of
 
@@ -110,6 +116,97 @@ def test_bec_serve_reads_a_cube_on_s3(
     assert [item["id"] for item in features] == ids_of(cube)
     known = pixels_of(index_of(name)).s2["s2/r60m"]
     assert np.array_equal(np.reshape(found["values"], found["shape"]), known)
+
+
+@contextmanager
+def _stripping(prefix: str, target: str) -> Iterator[str]:
+    """A proxy that takes a prefix off each path, and knows nothing else."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if not self.path.startswith(f"{prefix}/"):
+                self.send_error(421)
+                return
+            connection = http.client.HTTPConnection(urlsplit(target).netloc)
+            headers = {"Host": self.headers["Host"], "Accept": self.headers.get("Accept", "*/*")}
+            connection.request("GET", self.path.removeprefix(prefix), headers=headers)
+            answer = connection.getresponse()
+            body = answer.read()
+            self.send_response(answer.status)
+            for name in ("content-type", "location", "link"):
+                if name in answer.headers:
+                    self.send_header(name, answer.headers[name])
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+            connection.close()
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}{prefix}"
+        server.shutdown()
+        thread.join()
+
+
+def _read(address: str, accept: str = "application/json") -> tuple[str, bytes]:
+    asked = urllib.request.Request(address, headers={"Accept": accept})
+    with urllib.request.urlopen(asked, timeout=120) as answer:
+        return answer.url, answer.read()
+
+
+def test_behind_a_proxy_that_strips_a_prefix_every_link_has_it(
+    cube: Cube, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("index.html", "app.js"):
+        (tmp_path / name).write_text(name)
+    monkeypatch.setattr(service_app, "_EXPLORER", tmp_path)
+    monkeypatch.setenv("ROOT_PATH", "/elsewhere")  # of stac-fastapi, which breaks the explorer
+    with (
+        serving([cube], root_path="/stac/v1") as url,
+        _stripping("/stac/v1", url) as base,
+    ):
+        landing = json.loads(_read(f"{base}/")[1])
+        collection = json.loads(_read(f"{base}/collections/{cube.id}")[1])
+        page = json.loads(_read(f"{base}/search?limit=2")[1])
+        item = page["features"][0]
+        links = [*landing["links"], *collection["links"], *page["links"], *item["links"]]
+        own = {
+            link["href"]
+            for link in [*links, {"rel": "thumbnail", **item["assets"]["thumbnail"]}]
+            if urlsplit(link["href"]).netloc == urlsplit(base).netloc
+            and link["rel"] != "aggregate"  # asked of nothing, it refuses
+        }
+        assert len(own) > 15
+        for href in own:
+            assert href.startswith(f"{base}/"), href
+            assert _read(href)[1]
+        relations = {link["rel"]: link["href"] for link in page["links"]}
+        assert {"self", "root", "next"} <= set(relations)
+        assert json.loads(_read(relations["next"])[1])["features"][0] != item
+        assert json.loads(_read(f"{base}/api")[1])["servers"] == [{"url": "/stac/v1"}]
+        assert b"'/stac/v1/api'" in _read(f"{base}/api.html")[1]
+        for address, accept in ((f"{base}/explorer", "*/*"), (f"{base}/", "text/html")):
+            assert _read(address, accept) == (f"{base}/explorer/", b"index.html")
+        assert _read(f"{base}/explorer/app.js")[1] == b"app.js"
+
+
+@pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.slow)])
+def test_bec_serve_is_told_what_a_proxy_takes_off(cube_url: str, workers: str) -> None:
+    options = ("--root-path", "/stac", "--workers", workers)
+    with _bec_serve(cube_url, *options) as (_, url):
+        page = json.loads(_read(f"{url}search?limit=1")[1])
+    assert {"self", "root", "next"} == {link["rel"] for link in page["links"]}
+    assert all(link["href"].startswith(f"{url}stac/") for link in page["links"])
+
+
+@pytest.mark.parametrize("root_path", ["stac", "/stac/", "/", "//evil", "/a b", "/ä"])
+def test_a_root_path_that_is_none_is_refused(cube_url: str, root_path: str) -> None:
+    with pytest.raises(InvalidInputError, match="no slash at its end"):
+        serve([cube_url], port=0, root_path=root_path)
 
 
 @pytest.mark.slow
