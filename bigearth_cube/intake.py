@@ -159,6 +159,10 @@ class GroupSource(_CubeDriver):
         """
         tree = self.cube.tree
         have = [path for path in GROUPS if f"/{path}" in tree.groups]
+        if not have:
+            raise InvalidInputError(
+                f"cube {self.cube.id!r} has no {self.path}: it was made from lists alone"
+            )
         if self.path not in have:
             raise InvalidInputError(
                 f"cube {self.cube.id!r} has no {self.path}; it has: {', '.join(have)}"

@@ -22,6 +22,7 @@ from bigearth_cube.errors import InvalidInputError, NotFoundError
 from bigearth_cube.ingest import ingest
 from bigearth_cube.nomenclature import GROUPS
 from tests.sources import MemorySource
+from tests.test_ingest import write_list
 
 
 @pytest.fixture
@@ -79,6 +80,14 @@ def test_a_group_the_cube_lacks_is_refused_with_those_it_has(
     catalog = intake.open_catalog(str(tmp_path / "intake.yaml"))
     with pytest.raises(InvalidInputError, match="has no reference/r10m; it has: s2/r10m"):
         catalog.reference.to_dask()
+
+
+def test_a_group_of_a_cube_without_pixels_is_refused_in_words(tmp_path: Path) -> None:
+    lists = write_list(tmp_path / "metadata.parquet", MemorySource(8))
+    ingest(lists, str(tmp_path / "cube"), metadata_only=True)
+    source = intake.open_catalog(str(tmp_path / "cube" / "intake.yaml")).s2
+    with pytest.raises(InvalidInputError, match="has no s2/r10m: it was made from lists alone"):
+        source.to_dask()
 
 
 def test_options_reach_the_sources_of_a_cube_on_s3(
