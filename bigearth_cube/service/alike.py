@@ -281,7 +281,8 @@ def _band(name: str, values: Any, size_px: int, dtype: str) -> NDArray[Any]:
         band = np.asarray(values)
     except ValueError:  # rows of several lengths
         band = np.empty(0, object)
-    if band.dtype.kind not in "iuf" or band.size != size_px**2:
+    is_square = band.shape in ((size_px, size_px), (size_px**2,))
+    if band.dtype.kind not in "iuf" or not is_square:
         raise InvalidInputError(
             f"{name} is no {size_px} x {size_px} numbers; expected that many rows of that many"
         )
@@ -291,4 +292,7 @@ def _band(name: str, values: Any, size_px: int, dtype: str) -> NDArray[Any]:
         raise InvalidInputError(
             f"{name} has values from {band.min():g} to {band.max():g}; expected DN, 0 to 65535"
         )
+    if dtype == "uint16" and (band % 1).any():
+        found = band[band % 1 != 0][0]
+        raise InvalidInputError(f"{name} has {found:g}; expected DN, which are whole numbers")
     return band.reshape(size_px, size_px).astype(dtype)

@@ -108,6 +108,9 @@ def _posted(**changes: Any) -> dict[str, Any]:
         (_posted(B04=[["NaN"] * 120] * 120), 400, "B04"),
         (_posted(B04=[[1] * 119] * 120), 400, "120 x 120"),
         (_posted(B04=[[1] * 120, [1]]), 400, "120 x 120"),
+        (_posted(B04=[[1] * 240] * 60), 400, "120 x 120"),
+        (_posted(B04=[[[1] * 120] * 120]), 400, "120 x 120"),
+        (_posted(B04=[[1.7] * 120] * 120), 400, "B04 has 1.7; expected DN, which are whole"),
         (_posted(B04=[[-1] * 120] * 120), 400, "0 to 65535"),
         (_posted(B99=[]), 400, "no band 'B99'"),
         ({"model": "means", "bands": {"B02": [[5] * 120] * 120}}, 400, "B03 is missing"),
@@ -128,6 +131,16 @@ def test_a_wrong_query_for_look_alikes_is_refused_in_words(
     answer = twin_client.post("/collections/one/similar", json=body)
     assert answer.status_code == status, answer.text[:300]
     assert said in answer.json()["description"]
+
+
+def test_bands_come_as_rows_or_as_one_list(twin_client: TestClient) -> None:
+    rows = np.arange(120 * 120).reshape(120, 120)
+    as_posted = [rows.tolist(), rows.ravel().tolist(), rows.astype(float).tolist()]
+    found = [
+        _ranked(twin_client.post("/collections/one/similar", json=_posted(B04=values)))
+        for values in as_posted
+    ]
+    assert found[0] == found[1] == found[2]
 
 
 @pytest.fixture(scope="module")
