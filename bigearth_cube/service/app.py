@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from brotli_asgi import BrotliMiddleware
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from stac_fastapi.api.app import StacApi
 from stac_fastapi.api.models import EmptyRequest
 from stac_fastapi.api.routes import create_async_endpoint
@@ -137,6 +137,7 @@ def app_of(shelf: Shelf) -> FastAPI:
         docs_url=settings.docs_url,
         redoc_url=None,
         responses=FAULTS,
+        dependencies=[Depends(requests.refuse_repeated)],
     )
     api = StacApi(
         settings=settings,

@@ -33,7 +33,8 @@ _TYPES: Final = {
     "application/vnd.apache.parquet": "geoparquet",
     "application/x-parquet": "geoparquet",
     "application/vnd.apache.arrow.stream": "arrow",
-}
+} | dict.fromkeys(("application/geo+json", "application/json", "application/*", "*/*"), "geojson")
+_WEIGHT: Final = re.compile(r"\s*[Qq]\s*=\s*([01](?:\.\d{0,3})?)\s*", re.ASCII)
 Format = Literal["geojson", "geoparquet", "arrow"]
 _FORMATS: Final = {"json": "geojson", "geojson": "geojson", "parquet": "geoparquet"} | {
     "geoparquet": "geoparquet",
@@ -366,6 +367,8 @@ def _limit(given: str | int | None, most: int) -> int:
 def format_of(request: Request) -> Format:
     """Choose the form of an answer: ``f`` where it is given, else by the Accept header.
 
+    That with the largest weight there, and of several the first.
+
     Raises
     ------
     InvalidInputError
@@ -378,9 +381,31 @@ def format_of(request: Request) -> Format:
                 f"f is {asked!r:.30}; choose one of: geojson, geoparquet, arrow"
             )
         return _FORMATS[asked]  # type: ignore[return-value]
-    accepted = request.headers.get("accept", "").split(",")
-    first = accepted[0].split(";")[0].strip()
-    return _TYPES.get(first, "geojson")  # type: ignore[return-value]
+    form, most = "geojson", 0.0
+    for entry in request.headers.get("accept", "").split(","):
+        kind, *parameters = entry.split(";")
+        stated = [found[1] for found in map(_WEIGHT.fullmatch, parameters) if found]
+        weight = float(stated[0]) if stated else 1.0
+        if weight > most and kind.strip().lower() in _TYPES:
+            form, most = _TYPES[kind.strip().lower()], weight
+    return form  # type: ignore[return-value]
+
+
+async def refuse_repeated(request: Request) -> None:
+    """Refuse a parameter that is there twice: one of the two would not be applied.
+
+    Raises
+    ------
+    InvalidInputError
+        If there is one.
+    """
+    seen: set[str] = set()
+    for name, _ in request.query_params.multi_items():
+        if name in seen:
+            raise InvalidInputError(
+                f"parameter {name!r:.60} is there twice; give it once, several names by commas"
+            )
+        seen.add(name)
 
 
 def check_parameters(request: Request, known: type[APIRequest]) -> None:

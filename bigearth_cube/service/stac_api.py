@@ -43,6 +43,7 @@ from bigearth_cube.service.shelf import Served, Shelf
 GEOJSON: Final = "application/geo+json"
 JSON: Final = "application/json"
 SCHEMA: Final = "application/schema+json"
+_BY_ACCEPT: Final = {"Vary": "Accept"}
 _AT_ONCE: Final = 500  # items written before they are sent: 8 MB, of a page of 10,000
 _SEARCHES_AT_ONCE: Final = 2
 """More threads of one interpreter only take it from each other: with 8 clients on 2 cores, 245
@@ -75,7 +76,7 @@ class CoreClient(BaseCoreClient):
         request: Request = kwargs["request"]
         base = get_base_url(request)
         if request.headers.get("accept", "").startswith("text/html"):
-            return RedirectResponse(f"{base}explorer", status_code=307, headers={"Vary": "Accept"})
+            return RedirectResponse(f"{base}explorer", status_code=307, headers=_BY_ACCEPT)
         page = super().landing_page(**kwargs)
         page["links"] += [
             {
@@ -87,7 +88,7 @@ class CoreClient(BaseCoreClient):
             for served in self.shelf.served.values()
         ]
         page["links"].append({"rel": "preview", "href": f"{base}explorer", "type": "text/html"})
-        return JsonResponse(dict(page), headers={"Vary": "Accept"})
+        return JsonResponse(dict(page), headers=_BY_ACCEPT)
 
     def all_collections(self, **kwargs: Any) -> Any:
         """Answer ``GET /collections``."""
@@ -145,6 +146,11 @@ class CoreClient(BaseCoreClient):
         """
         form = format_of(request)
         asked = Asked.of(given, **({} if form == "geojson" else {"most": MOST_ROWS}))
+        if form != "geojson" and asked.fields is not None:
+            raise InvalidInputError(
+                "fields are of items in JSON, and a table has all columns; leave fields out, or "
+                "ask for f=geojson"
+            )
         served = self.shelf.among(asked.collections if collections is None else collections)
         base = get_base_url(request)
         with self._turns:
@@ -158,7 +164,8 @@ class CoreClient(BaseCoreClient):
             links = _page_links(request, base, page, given)
             if form == "geojson":
                 return self._json(served, asked, page, base, links)
-        return _columns(served, page, form, links)
+        # A table of no cube has the columns of the others.
+        return _columns(served or self.shelf.among(None), page, form, links)
 
     def ranked(
         self, request: Request, served: Served, places: Places, distances: NDArray[np.float64]
@@ -198,8 +205,8 @@ class CoreClient(BaseCoreClient):
             yield (opening if not len(page) else b"") + b"]," + tail[1:]
 
         if len(page) <= _AT_ONCE:
-            return Response(b"".join(written()), media_type=GEOJSON)
-        return StreamingResponse(written(), media_type=GEOJSON)
+            return Response(b"".join(written()), media_type=GEOJSON, headers=_BY_ACCEPT)
+        return StreamingResponse(written(), media_type=GEOJSON, headers=_BY_ACCEPT)
 
     def _items(
         self, served: Sequence[Served], which: NDArray[np.uint8], places: Places, base: str
@@ -241,7 +248,7 @@ def _columns(
 ) -> Response:
     """Answer with a table; the links of the page stand in the headers."""
     parts = [table_of(one, page.places[page.which == number]) for number, one in enumerate(served)]
-    table = pa.concat_tables(parts, promote_options="default") if parts else pa.table({"id": []})
+    table = pa.concat_tables(parts, promote_options="default")
     if len(parts) > 1:
         positions = np.concatenate([np.flatnonzero(page.which == n) for n in range(len(parts))])
         table = table.take(pa.array(np.argsort(positions, kind="stable")))
@@ -254,7 +261,7 @@ def _columns(
     headers = {
         "OGC-NumberMatched": str(page.matched),
         "OGC-NumberReturned": str(len(page)),
-        "Vary": "Accept",
+        **_BY_ACCEPT,
     }
     following = [
         f'<{link["href"]}>; rel="{link["rel"]}"'

@@ -44,6 +44,7 @@ from tests.sources import MemorySource
         ("token=abc", "none of ours"),
         ("f=xml", "geoparquet"),
         ("query=x", "unknown parameter 'query'"),
+        ("fields=id&f=geoparquet", "leave fields out, or ask for f=geojson"),
     ],
 )
 def test_a_wrong_question_is_answered_with_400_and_what_to_do(
@@ -52,6 +53,20 @@ def test_a_wrong_question_is_answered_with_400_and_what_to_do(
     answer = client.get(f"/search?{query}")
     assert answer.status_code == 400, answer.text
     assert said in answer.json()["description"]
+
+
+def test_a_parameter_that_is_there_twice_is_refused_everywhere(
+    client: TestClient, cube: Cube
+) -> None:
+    described = client.get("/api").json()["paths"]
+    ids = {"collection_id": cube.id, "item_id": ids_of(cube)[0]}
+    assert len(described) > 20
+    for path, operations in described.items():
+        for method in operations:
+            url = f"{path.format(**ids)}?bbox=1,2,3,4&f=arrow&bbox=5,6,7,8"
+            answer = client.request(method, url, json={} if method == "post" else None)
+            assert answer.status_code == 400, url
+            assert "parameter 'bbox' is there twice; give it once" in answer.text
 
 
 def test_a_token_of_another_question_is_refused(client: TestClient) -> None:

@@ -178,6 +178,61 @@ def test_tables_hold_the_items_that_json_has(client: TestClient, cube: Cube) -> 
     assert 'rel="next"' in stream.headers["link"]
 
 
+PARQUET, ARROW = "application/vnd.apache.parquet", "application/vnd.apache.arrow.stream"
+GEOJSON = "application/geo+json"
+
+
+@pytest.mark.parametrize(
+    ("accept", "kind"),
+    [
+        ("*/*", GEOJSON),
+        ("", GEOJSON),
+        ("text/html", GEOJSON),
+        (PARQUET, PARQUET),
+        (f"text/html, {PARQUET}", PARQUET),
+        (f"{GEOJSON}, {PARQUET}", GEOJSON),
+        (f"{PARQUET};q=0.5, {GEOJSON};q=0.4", PARQUET),
+        (f"{GEOJSON};q=0.1, {PARQUET.upper()} ; Q=0.2", PARQUET),
+        (f"{PARQUET};q=0.2, application/json", GEOJSON),
+        (f"*/*;q=0.1, {ARROW};version=1;q=0.9, {PARQUET};q=0.9", ARROW),
+        (f"{PARQUET};q=0", GEOJSON),
+        (f"{PARQUET};q=x", PARQUET),
+    ],
+)
+@pytest.mark.parametrize("limit", ["1", "600"])
+def test_the_form_that_accept_likes_most_is_answered_and_caches_are_told(
+    client: TestClient, accept: str, kind: str, limit: str
+) -> None:
+    answer = client.get("/search", params={"limit": limit}, headers={"Accept": accept})
+    assert answer.headers["content-type"] == kind
+    assert "Accept" in answer.headers["vary"].split(", ")
+
+
+def test_a_table_of_two_cubes_is_in_the_order_of_the_items(
+    twin_client: TestClient, twins: tuple[Cube, Cube]
+) -> None:
+    for sortby in ("id", "-id", "-collection,id"):
+        asked = {"sortby": sortby, "limit": "1000"}
+        table = twin_client.get("/search", params={**asked, "f": "arrow"}).content
+        found = pa.ipc.open_stream(table).read_all()["id"].to_pylist()
+        assert found == _matched(twin_client, sortby=sortby)
+        assert len(found) == sum(len(ids_of(cube)) for cube in twins)
+
+
+@pytest.mark.parametrize("names", ["one", "one,two"])
+def test_a_table_of_nothing_has_the_columns_of_one_that_holds_something(
+    twin_client: TestClient, names: str
+) -> None:
+    def table(**query: str) -> pa.Table:
+        answer = twin_client.get("/search", params={"f": "geoparquet", **query})
+        return pq.read_table(io.BytesIO(answer.content))
+
+    full, empty = table(collections=names), table(collections="nope")
+    assert (len(full), len(empty)) == (10, 0)
+    assert empty.schema.equals(full.schema)
+    assert empty.schema.metadata[b"geo"] == full.schema.metadata[b"geo"]
+
+
 def test_every_queryable_filters_and_every_sortable_sorts(client: TestClient, cube: Cube) -> None:
     for where in ("", f"/collections/{cube.id}"):
         names = client.get(f"{where}/queryables").json()["properties"]
