@@ -87,6 +87,7 @@ class CoreClient(BaseCoreClient):
             }
             for served in self.shelf.served.values()
         ]
+        page["links"] += _links_to_ask(base)
         page["links"].append({"rel": "preview", "href": f"{base}explorer", "type": "text/html"})
         return JsonResponse(dict(page), headers=_BY_ACCEPT)
 
@@ -226,7 +227,7 @@ def _page_links(
     request: Request, base: str, page: pages.Page, given: dict[str, Any]
 ) -> list[dict[str, Any]]:
     links = [_link("root", base), {**_link("self", str(request.url)), "type": GEOJSON}]
-    for rel, token in (("next", page.next), ("previous", page.previous)):
+    for rel, token in (("next", page.next), ("prev", page.previous)):
         if token is None:
             continue
         link: dict[str, Any] = {"rel": rel, "type": GEOJSON, "method": request.method}
@@ -266,7 +267,7 @@ def _columns(
     following = [
         f'<{link["href"]}>; rel="{link["rel"]}"'
         for link in links
-        if link["rel"] in ("next", "previous") and "body" not in link
+        if link["rel"] in ("next", "prev") and "body" not in link
     ]
     if following:
         headers["Link"] = ", ".join(following)
@@ -295,17 +296,23 @@ def collection_of(served: Served, base: str) -> dict[str, Any]:
             "href": f"{own}/queryables",
             "type": SCHEMA,
         },
-        {
-            "rel": "http://www.opengis.net/def/rel/ogc/1.0/sortables",
-            "href": f"{own}/sortables",
-            "type": SCHEMA,
-        },
-        _link("aggregate", f"{own}/aggregate"),
-        _link("aggregations", f"{own}/aggregations"),
+        *_links_to_ask(f"{own}/"),
     ]
     kept = [absolute(link) for link in stored["links"] if link["rel"] not in inferred]
     assets = {name: absolute(asset) for name, asset in stored.get("assets", {}).items()}
     return {**stored, "links": links + kept, "assets": assets}
+
+
+def _links_to_ask(base: str) -> list[dict[str, Any]]:
+    return [
+        {
+            "rel": "http://www.opengis.net/def/rel/ogc/1.0/sortables",
+            "href": f"{base}sortables",
+            "type": SCHEMA,
+        },
+        _link("aggregate", f"{base}aggregate"),
+        _link("aggregations", f"{base}aggregations"),
+    ]
 
 
 def _collection_url(base: str, served: Served) -> str:

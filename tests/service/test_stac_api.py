@@ -154,6 +154,28 @@ def test_pages_hold_every_item_once_and_in_order(
     assert len(set(paged)) == N_PATCHES
 
 
+def test_a_page_names_the_one_before_it_as_the_specification_does(client: TestClient) -> None:
+    def links_of(answer: Any) -> dict[str, str]:
+        if answer.headers["content-type"] == ARROW:
+            return {relation: link["url"] for relation, link in answer.links.items()}
+        return {link["rel"]: link["href"] for link in answer.json()["links"]}
+
+    for form in ("geojson", "arrow"):
+        first = client.get(f"/search?limit=5&sortby=-id&f={form}")
+        second = client.get(links_of(first)["next"])
+        back = client.get(links_of(second)["prev"])
+        assert {"next", "prev"} & set(links_of(first)) == {"next"}
+        assert {"next", "prev"} & set(links_of(second)) == {"next", "prev"}
+        assert {"next", "prev"} & set(links_of(back)) == {"next"}
+        ids = [
+            pa.ipc.open_stream(page.content).read_all()["id"].to_pylist()
+            if form == "arrow"
+            else [item["id"] for item in page.json()["features"]]
+            for page in (first, second, back)
+        ]
+        assert ids[0] == ids[2] != ids[1]
+
+
 def test_fields_are_those_asked_for(client: TestClient) -> None:
     asked = {"fields": "bec:labels,-assets,-geometry", "limit": "1"}
     (item,) = client.get("/search", params=asked).json()["features"]
@@ -289,6 +311,90 @@ def test_cubes_of_one_name_are_refused(cube: Cube) -> None:
         create_app([cube, cube])
     with pytest.raises(InvalidInputError, match="no cube to serve"):
         create_app([])
+
+
+_OGC, _STAC = "http://www.opengis.net", "https://api.stacspec.org"
+_REL = f"{_OGC}/def/rel/ogc/1.0"
+_BOX = "POLYGON((12 48,15 48,15 49,12 49,12 48))"
+# What each class is about: links of the landing page, and questions that have an answer.
+_ANSWERED: dict[str, tuple[set[str], list[str]]] = {
+    f"{_STAC}/v1.0.0/core": ({"self", "root", "service-desc", "service-doc", "child"}, ["/"]),
+    f"{_STAC}/v1.0.0/collections": ({"data"}, ["/collections", "/collections/{id}"]),
+    f"{_STAC}/v1.0.0/ogcapi-features": ({"data", "conformance"}, ["/collections/{id}/items"]),
+    f"{_STAC}/v1.0.0/ogcapi-features#fields": (set(), ["/collections/{id}/items?fields=id"]),
+    f"{_STAC}/v1.1.0/ogcapi-features#sort": (set(), ["/collections/{id}/items?sortby=-id"]),
+    f"{_STAC}/v1.0.0/item-search": ({"search"}, ["/search?bbox=12,48,15,49"]),
+    f"{_STAC}/v1.0.0/item-search#fields": (set(), ["/search?fields=id"]),
+    f"{_STAC}/v1.0.0/item-search#sort": (set(), ["/search?sortby=-id"]),
+    f"{_STAC}/v1.1.0/item-search#sort": (set(), ["/search?sortby=-id"]),
+    f"{_STAC}/v1.1.0/item-search#sortables": ({f"{_REL}/sortables"}, ["/sortables"]),
+    f"{_STAC}/v1.0.0-rc.2/item-search#filter": ({f"{_REL}/queryables"}, ["/queryables"]),
+    f"{_STAC}/v0.3.0/aggregation": (
+        {"aggregate", "aggregations"},
+        [
+            f"{where}/{what}"
+            for where in ("", "/collections/{id}")
+            for what in ("aggregations", "aggregate?aggregations=total_count")
+        ],
+    ),
+    f"{_OGC}/spec/ogcapi-features-1/1.0/conf/core": ({"conformance"}, ["/conformance"]),
+    f"{_OGC}/spec/ogcapi-features-1/1.0/conf/geojson": (set(), ["/collections/{id}/items"]),
+    f"{_OGC}/spec/ogcapi-features-1/1.0/conf/oas30": ({"service-desc"}, ["/api"]),
+    f"{_OGC}/spec/ogcapi-features-3/1.0/conf/filter": (set(), ["/collections/{id}/queryables"]),
+    f"{_OGC}/spec/ogcapi-features-3/1.0/conf/features-filter": (
+        set(),
+        ["/collections/{id}/items?filter=id IS NULL"],
+    ),
+    f"{_OGC}/spec/ogcapi-features-5/1.0/conf/sortables": (set(), ["/collections/{id}/sortables"]),
+    **{
+        f"{_OGC}/spec/cql2/1.0/conf/{name}": (set(), [f"/search?filter={text}" for text in texts])
+        for name, texts in {
+            "basic-cql2": ["id='x' OR NOT \"bec:snow\"=TRUE", "datetime<DATE('2018-01-01')"],
+            "cql2-text": ["id IS NULL&filter-lang=cql2-text"],
+            "cql2-json": ['{"op":"isNull","args":[{"property":"id"}]}&filter-lang=cql2-json'],
+            "advanced-comparison-operators": [
+                "id LIKE 'S2A%25'",
+                '"bec:row" BETWEEN 1 AND 5',
+                '"bec:row" IN (1,2)',
+            ],
+            "basic-spatial-functions": ["S_INTERSECTS(geometry,BBOX(12,48,15,49))"],
+            "spatial-functions": [
+                f"S_{name}(geometry,{_BOX})"
+                for name in (
+                    "EQUALS",
+                    "DISJOINT",
+                    "TOUCHES",
+                    "WITHIN",
+                    "OVERLAPS",
+                    "CROSSES",
+                    "CONTAINS",
+                )
+            ],
+            "array-functions": [
+                f"A_{name}(\"bec:labels\",('Pastures'))"
+                for name in ("EQUALS", "CONTAINS", "CONTAINEDBY", "OVERLAPS")
+            ],
+            "property-property": ['"bec:country"="bec:season"'],
+        }.items()
+    },
+}
+
+
+def test_what_the_service_declares_it_answers_and_links_to(client: TestClient, cube: Cube) -> None:
+    landing = client.get("/").json()
+    assert set(landing["conformsTo"]) == set(_ANSWERED)
+    assert client.get("/conformance").json()["conformsTo"] == landing["conformsTo"]
+    linked = {link["rel"]: link for link in landing["links"]}
+    for name, (relations, urls) in _ANSWERED.items():
+        assert relations <= set(linked), name
+        for url in urls:
+            answer = client.get(url.replace("{id}", cube.id))
+            assert answer.status_code == 200, (name, url, answer.text)
+    for name in ("aggregations", f"{_REL}/queryables", f"{_REL}/sortables"):
+        answer = client.get(linked[name]["href"])
+        assert answer.headers["content-type"] == linked[name]["type"]
+    counts = f"{linked['aggregate']['href']}?aggregations=total_count"
+    assert client.get(counts).json()["aggregations"][0]["value"] == N_PATCHES
 
 
 def test_a_browser_is_sent_to_the_explorer_and_a_client_is_not(client: TestClient) -> None:
