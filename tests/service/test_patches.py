@@ -92,6 +92,23 @@ def test_the_same_dn_has_the_same_shade_in_every_patch(client: TestClient, cube:
     assert len(set(in_order)) > 100
 
 
+def test_calm_water_is_dark_in_the_picture_of_sentinel_1_and_no_noise(
+    client: TestClient, cube: Cube
+) -> None:
+    name = ids_of(cube)[5]
+    url = f"/collections/{cube.id}/items/{name}/thumbnail.png?kind=s1"
+    red, _, blue = np.moveaxis(_shades(client.get(url).content).astype(int), -1, 0)
+    s1 = pixels_of(index_of(name)).s1
+    assert s1 is not None
+    vv, vh = s1
+    # The ratio stands out above the noise of the sensor (-22 dB) by as much as VV does.
+    ratio = ((vv - vh - 1.5) / 10.5).clip(0, 1) * 255
+    np.testing.assert_allclose(blue, ratio * red / 255, atol=1.5)
+    is_calm = (vv < -22) & (ratio > 0)
+    assert is_calm.sum() > 20
+    assert blue[is_calm].max() < 20 < ratio[is_calm].max()
+
+
 def test_a_map_has_the_colors_of_corine_and_nothing_elsewhere() -> None:
     codes = np.array([cover.code for cover in CLASSES_43] + [999, 0, 7, 1000], np.uint16)[None]
     colors = _shades(png_of_map(codes))[0]

@@ -133,6 +133,15 @@ def test_a_wrong_query_for_look_alikes_is_refused_in_words(
     assert said in answer.json()["description"]
 
 
+def test_a_parameter_of_look_alikes_that_is_unknown_is_refused(
+    twin_client: TestClient, twins: tuple[Cube, Cube]
+) -> None:
+    url = f"/collections/one/items/{ids_of(twins[0])[9]}/similar?model=means"
+    answer = twin_client.get(f"{url}&metrics=cosine")
+    assert answer.status_code == 400
+    assert "unknown parameter 'metrics'; choose from: bbox, " in answer.json()["description"]
+
+
 def test_bands_come_as_rows_or_as_one_list(twin_client: TestClient) -> None:
     rows = np.arange(120 * 120).reshape(120, 120)
     as_posted = [rows.tolist(), rows.ravel().tolist(), rows.astype(float).tolist()]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import brotli
 import distributed
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -17,12 +21,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
-from bigearth_cube import stac
+from bigearth_cube import pages, stac
 from bigearth_cube.cube import Cube, open_cube
 from bigearth_cube.errors import InvalidInputError
 from bigearth_cube.ingest import ingest
 from bigearth_cube.nomenclature import NAMES_19
+from bigearth_cube.service import patches, stac_api
 from bigearth_cube.service.app import create_app
+from bigearth_cube.service.render import ItemWriter, table_of
+from bigearth_cube.service.requests import MOST_ROWS, Asked
+from bigearth_cube.service.shelf import Served
+from bigearth_cube.service.stac_api import collection_of
 from tests.service.helpers import N_PATCHES, ids_of
 from tests.sources import MemorySource
 
@@ -291,6 +300,20 @@ def test_density_counts_each_item_in_one_cell(client: TestClient, cube: Cube) ->
     assert client.get(url, params={"label": "Grass"}).status_code == 400
 
 
+def test_density_of_too_many_cells_is_refused(
+    client: TestClient, cube: Cube, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"/collections/{cube.id}/density?zoom=12"
+    n_cells = len(client.get(url).json()["count"])
+    assert 1 < n_cells < patches._MOST_CELLS == 100_000
+    monkeypatch.setattr(patches, "_MOST_CELLS", n_cells)
+    assert client.get(url).status_code == 200
+    monkeypatch.setattr(patches, "_MOST_CELLS", n_cells - 1)
+    answer = client.get(url)
+    assert answer.status_code == 400
+    assert f"zoom 12 has {n_cells} cells here, more than {n_cells - 1}" in answer.text
+
+
 def test_two_cubes_answer_as_one_and_each_alone(
     twin_client: TestClient, twins: tuple[Cube, Cube]
 ) -> None:
@@ -304,6 +327,60 @@ def test_two_cubes_answer_as_one_and_each_alone(
         "one",
         "two",
     ]
+
+
+def test_no_password_of_a_url_is_told(cube: Cube) -> None:
+    served = Served(cube)
+    assert served.collection["id"] == cube.id  # read before the storage is another
+    storage = copy.copy(cube.storage)
+    object.__setattr__(storage, "url", "https://who:secret@host:8443/cubes/v2?key=secret#secret")
+    served.cube = replace(cube, storage=storage)
+    assert served.url == "https://host:8443/cubes/v2"
+    places = np.arange(2, dtype=np.int32)
+    told = [
+        collection_of(served, "http://api/"),
+        ItemWriter(served).features(places, "http://api/"),
+        table_of(served, places).to_pylist(),
+    ]
+    for document in map(str, told):
+        assert "https://host:8443/cubes/v2/cube.zarr" in document
+        assert "secret" not in document
+        assert "who" not in document
+
+
+def test_a_page_of_another_origin_may_ask(client: TestClient) -> None:
+    origin = {"Origin": "https://elsewhere.example"}
+    assert client.get("/search", headers=origin).headers["access-control-allow-origin"] == "*"
+    asked = {
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "Content-Type",
+    }
+    answer = client.options("/search", headers=origin | asked)
+    assert answer.status_code == 200
+    assert answer.headers["access-control-allow-origin"] == "*"
+    assert "POST" in answer.headers["access-control-allow-methods"]
+
+
+@given(limit=st.integers(1, 10**12))
+def test_a_page_has_at_most_10_000_items_and_a_table_a_million_rows(limit: int) -> None:
+    for given_limit in (limit, str(limit)):
+        assert Asked.of({"limit": given_limit}).limit == min(limit, 10_000)
+        assert Asked.of({"limit": given_limit}, most=MOST_ROWS).limit == min(limit, 1_000_000)
+
+
+def test_a_limit_that_is_too_large_is_taken_for_the_largest(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def page(*args: Any, limit: int, **given_too: Any) -> Any:
+        asked.append(limit)
+        return pages.page(*args, limit=limit, **given_too)
+
+    monkeypatch.setattr(stac_api, "pages", SimpleNamespace(page=page))
+    for form in ("geojson", "arrow"):
+        assert client.get(f"/search?limit=2000000&f={form}").status_code == 200
+    assert asked == [10_000, 1_000_000]
 
 
 def test_cubes_of_one_name_are_refused(cube: Cube) -> None:
