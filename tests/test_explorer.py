@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from bigearth_cube import nomenclature
@@ -70,13 +72,37 @@ def of_43(tmp_path_factory: pytest.TempPathFactory) -> Cube:
 
 
 @pytest.fixture(scope="module")
-def address(shown: Cube, of_43: Cube) -> Iterator[str]:
+def crowded(tmp_path_factory: pytest.TempPathFactory) -> Cube:
+    """A cube of lists alone: 24 x 24 places of one square, each on eight dates."""
+    folder = tmp_path_factory.mktemp("crowded")
+    rows = [
+        {
+            "patch_id": f"S2A_MSIL2A_201706{day}T101031_N9999_R022_T33UUP_{col}_{row}",
+            "labels": ["Pastures"],
+            "split": "train",
+            "country": "Austria",
+            "s1_name": None,
+            "contains_seasonal_snow": False,
+            "contains_cloud_or_shadow": False,
+        }
+        for day in range(10, 18)
+        for col in range(30, 54)
+        for row in range(30, 54)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "metadata.parquet")
+    url = str(folder / "cube")
+    ingest([str(folder / "metadata.parquet")], url, cube_id="crowded", metadata_only=True)
+    return open_cube(url)
+
+
+@pytest.fixture(scope="module")
+def address(shown: Cube, of_43: Cube, crowded: Cube) -> Iterator[str]:
     """Where a server on loopback shows the explorer."""
     from bigearth_cube.service.app import create_app
 
     with socket.create_server(("127.0.0.1", 0)) as listening:
         server = uvicorn.Server(
-            uvicorn.Config(create_app([shown, of_43]), log_config=None, access_log=False)
+            uvicorn.Config(create_app([shown, of_43, crowded]), log_config=None, access_log=False)
         )
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
@@ -202,7 +228,10 @@ def test_the_43_classes_are_counted_chosen_and_told_apart_from_the_19(
 
 
 @built
-def test_a_cell_says_what_it_holds_and_leads_to_its_patches(page: Any, address: str) -> None:
+@pytest.mark.parametrize("collection", ["", "crowded"])
+def test_a_cell_says_what_it_holds_and_leads_to_its_patches(
+    page: Any, address: str, collection: str
+) -> None:
     def sweep(said: str) -> tuple[float, float]:
         """Move over the map, from its middle, until it says something; returns where that is."""
         page.wait_for_selector(".map[aria-busy=false]")
@@ -216,7 +245,9 @@ def test_a_cell_says_what_it_holds_and_leads_to_its_patches(page: Any, address: 
                 return x, y
         raise AssertionError(f"nothing says {said}")
 
-    page.goto(address)
+    asked: list[Any] = []
+    page.on("response", lambda r: asked.append(r) if "/items?" in r.url else None)
+    page.goto(f"{address}?collection={collection}" if collection else address)
     is_drawn = []
     for _ in range(10):  # three zoom levels nearer each time, until patches are drawn
         before = page.url
@@ -231,6 +262,10 @@ def test_a_cell_says_what_it_holds_and_leads_to_its_patches(page: Any, address: 
     page.wait_for_selector("dialog dl")
     assert {says for says, _ in is_drawn} == {True, False}
     assert all(says_cell == drawn for says_cell, drawn in is_drawn)
+    keep(page, f"footprints-{collection}")
+    answers = [answer.json() for answer in asked]
+    assert answers
+    assert all(a["numberReturned"] == a["numberMatched"] for a in answers)
 
 
 @built

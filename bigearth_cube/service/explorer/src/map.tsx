@@ -11,7 +11,7 @@ import { labelsOf, questionOf, type State } from "./state";
 
 setWorkerUrl(new URL("./worker.js", document.baseURI).href);
 
-/** From this zoom on patches are drawn, not cells: one is 10 px wide there. */
+/** From this zoom on patches are drawn, not cells, unless more are in view: one is 10 px wide there. */
 const NEAR = 9.5;
 const MOST_FOOTPRINTS = 3000;
 const EMPTY = { type: "FeatureCollection" as const, features: [] };
@@ -119,7 +119,7 @@ export function MapView({ state, change, collection }: { state: State; change: C
           </select>
         </label>
         <p class="said" aria-live="off">
-          {said || "Cells when far, patches when near. Choose one to look closer."}
+          {said || "Cells when far or many, patches when near. Choose one to look closer."}
         </p>
       </div>
       {error && (
@@ -169,10 +169,11 @@ function start(container: HTMLElement, state: State, collection: api.Collection)
 }
 
 function approach(made: Mapped, center: [number, number]): void {
-  made.flyTo({ center, zoom: Math.min(NEAR + 1, made.getZoom() + 3), duration: 600 }, { by: "cell" });
+  const zoom = made.getZoom();
+  made.flyTo({ center, zoom: Math.max(zoom + 1, Math.min(NEAR + 1, zoom + 3)), duration: 600 }, { by: "cell" });
 }
 
-/** Draw what is in view; returns the cells, or null when near. */
+/** Draw what is in view, none left out: cells while they are many; returns those, or null when near. */
 async function draw(
   made: Mapped,
   layer: CellsLayer,
@@ -184,11 +185,13 @@ async function draw(
   const bounds = made.getBounds();
   const clip = (v: number, most: number) => Math.max(-most, Math.min(most, v));
   const bbox = [clip(bounds.getWest(), 180), clip(bounds.getSouth(), 90), clip(bounds.getEast(), 180), clip(bounds.getNorth(), 90)].join(",");
-  if (made.getZoom() < NEAR) {
-    const parameters: Record<string, string | number> = { ...questionOf(state), zoom: cellZoom(made.getZoom()), bbox };
-    if (state.share) parameters.label = state.share;
-    const cells = cellsOf(await api.density(collection.id, parameters, signal));
-    if (signal.aborted) return null;
+  const zoom = made.getZoom();
+  const parameters: Record<string, string | number> = { ...questionOf(state), zoom: cellZoom(zoom), bbox };
+  if (state.share) parameters.label = state.share;
+  const found = await api.density(collection.id, parameters, signal);
+  if (signal.aborted) return null;
+  if (zoom < NEAR || found.matched > MOST_FOOTPRINTS) {
+    const cells = cellsOf(found);
     layer.show(cells);
     if (made.getLayer("patches")) made.setLayoutProperty("patches", "visibility", "none");
     return cells;
