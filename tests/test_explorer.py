@@ -12,6 +12,7 @@ import re
 import shutil
 import socket
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -73,9 +74,12 @@ def of_43(tmp_path_factory: pytest.TempPathFactory) -> Cube:
 
 @pytest.fixture(scope="module")
 def crowded(tmp_path_factory: pytest.TempPathFactory) -> Cube:
-    """A cube of lists alone: 24 x 24 places of one square, each on eight dates."""
+    """A cube of lists alone: 24 x 24 places of one square, each on eight dates.
+
+    Of the first patch only the name is known; a model says of all that they have every class.
+    """
     folder = tmp_path_factory.mktemp("crowded")
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "patch_id": f"S2A_MSIL2A_201706{day}T101031_N9999_R022_T33UUP_{col}_{row}",
             "labels": ["Pastures"],
@@ -89,9 +93,13 @@ def crowded(tmp_path_factory: pytest.TempPathFactory) -> Cube:
         for col in range(30, 54)
         for row in range(30, 54)
     ]
+    for name in ("labels", "contains_seasonal_snow", "contains_cloud_or_shadow"):
+        rows[0][name] = None
     pq.write_table(pa.Table.from_pylist(rows), folder / "metadata.parquet")
     url = str(folder / "cube")
     ingest([str(folder / "metadata.parquet")], url, cube_id="crowded", metadata_only=True)
+    cube = open_cube(url)
+    cube.write_predictions(MODEL, np.full((cube.n_rows, 19), 0.75, np.float32), "label_19")
     return open_cube(url)
 
 
@@ -310,6 +318,27 @@ def test_what_a_model_says_stands_beside_the_labels_and_where_they_part_is_marke
         assert page.locator(".scores tbody tr").count() == n_classes
         n_marked[row] = page.locator(".scores .apart").count() / n_classes
     assert n_marked == {unlike: 1, alike: 0}
+
+
+@built
+def test_what_is_unknown_is_not_told_as_absent(page: Any, address: str, crowded: Cube) -> None:
+    ids = crowded.items["id"].to_pylist()
+    unknown = ids[crowded.items["bec:labels"].to_pylist().index(None)]
+    known = next(name for name in ids if name != unknown)
+    for name, said, flags in (
+        (known, {"no": 18, "yes": 1}, "none"),
+        (unknown, {"unknown": 19}, "seasonal snow unknown, cloud or shadow unknown"),
+    ):
+        page.goto(f"{address}?collection=crowded&patch={name}")
+        page.wait_for_selector(".scores tbody tr")
+        told = page.locator(".scores tbody td:last-child").all_inner_texts()
+        assert Counter(told) == said
+        assert page.locator(".scores .apart").count() == said.get("no", 0)
+        assert page.locator("dt:text('Flags') + dd").inner_text() == flags
+    keep(page, "unknown")
+    page.goto(f"{address}?collection=crowded&view=patches")
+    page.wait_for_selector(".card")
+    assert "labels unknown" in page.locator(f".card[title^={unknown}]").get_attribute("title")
 
 
 @built

@@ -207,3 +207,9 @@ export function labelsIn(found: Item, classes: 19 | 43): string[] | null {
   const own = classes === 43 ? found.properties["bec:labels_43"] : found.properties["bec:labels"];
   return own ?? null;
 }
+
+/** Labels of an item in words: none is not unknown. */
+export function labelsSaid(found: Item, classes: 19 | 43): string {
+  const labels = labelsIn(found, classes);
+  return labels ? labels.join(", ") || "no labels" : "labels unknown";
+}

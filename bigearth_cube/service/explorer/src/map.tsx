@@ -216,7 +216,7 @@ async function footprints(state: State, collection: api.Collection, bbox: string
     return {
       type: "Feature",
       geometry: item.geometry,
-      properties: { id: item.id, color, said: `${item.properties.datetime.slice(0, 10)}: ${labels.join(", ") || "no labels"}` },
+      properties: { id: item.id, color, said: `${item.properties.datetime.slice(0, 10)}: ${api.labelsSaid(item, state.classes)}` },
     };
   });
 }

@@ -237,7 +237,7 @@ function Facts({ item }: { item: api.Item }) {
     ["Country", own["bec:country"]],
     ["Season", own["bec:season"]],
     ["Split", own["bec:split"]],
-    ["Flags", [own["bec:snow"] && "seasonal snow", own["bec:cloud_or_shadow"] && "cloud or shadow"].filter(Boolean).join(", ") || "none"],
+    ["Flags", flagsSaid({ "seasonal snow": own["bec:snow"], "cloud or shadow": own["bec:cloud_or_shadow"] })],
     ["Sentinel-1", own["bec:s1_id"]],
     ["Place", own["bec:place"]],
   ];
@@ -272,15 +272,20 @@ function Facts({ item }: { item: api.Item }) {
   );
 }
 
+function flagsSaid(flags: Record<string, unknown>): string {
+  const said = Object.entries(flags).map(([name, flag]) => (flag == null ? `${name} unknown` : flag ? name : ""));
+  return said.filter(Boolean).join(", ") || "none";
+}
+
 /** What models say beside what the labels say; a class that either has is shown. */
 function Predictions({ item, collection }: { item: api.Item; collection: string }) {
   const found = useLoaded(item.id, (signal) => api.predictions(collection, item.id, signal));
-  const known = new Set([...(item.properties["bec:labels"] ?? []), ...(item.properties["bec:labels_43"] ?? [])]);
   return (
     <>
       {found.value?.map(({ model, threshold, scores }) => {
         const limit = threshold ?? 0.5;
-        const shown = Object.entries(scores).filter(([name, score]) => score >= limit || known.has(name));
+        const labels = api.labelsIn(item, Object.keys(scores).length === 43 ? 43 : 19);
+        const shown = Object.entries(scores).filter(([name, score]) => score >= limit || labels?.includes(name));
         return (
           <section key={model} aria-label={`Predictions of ${model}`}>
             <h3>
@@ -296,10 +301,10 @@ function Predictions({ item, collection }: { item: api.Item; collection: string 
               </thead>
               <tbody>
                 {shown.map(([name, score]) => (
-                  <tr key={name} class={score >= limit === known.has(name) ? "" : "apart"}>
+                  <tr key={name} class={labels && score >= limit !== labels.includes(name) ? "apart" : ""}>
                     <th scope="row">{name}</th>
                     <td>{score.toFixed(2)}</td>
-                    <td>{known.has(name) ? "yes" : "no"}</td>
+                    <td>{labels ? (labels.includes(name) ? "yes" : "no") : "unknown"}</td>
                   </tr>
                 ))}
               </tbody>

@@ -81,7 +81,7 @@ function Card({ state, item, open }: { state: State; item: api.Item; open: () =>
   const labels = api.labelsIn(item, state.classes) ?? [];
   const distance = item.properties.distance as number | undefined;
   const hasPixels = "s2/r10m" in item.assets;
-  const said = `${labels.join(", ") || "no labels"}; ${day(item.properties.datetime)}`;
+  const said = `${api.labelsSaid(item, state.classes)}; ${day(item.properties.datetime)}`;
   return (
     <button type="button" class="card" onClick={open} title={`${item.id}\n${said}`}>
       {hasPixels ? (
