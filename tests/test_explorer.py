@@ -215,12 +215,38 @@ def test_a_filter_leaves_what_a_search_of_the_cube_finds(
 
 
 @built
+def test_flags_are_counted_and_a_choice_does_not_narrow_its_own_counts(
+    page: Any, address: str, shown: Cube
+) -> None:
+    def counts(title: str) -> list[str]:
+        return list(page.get_by_role("group", name=title).locator(".count").all_inner_texts())
+
+    with_snow = str(len(shown.search(filter='"bec:snow" = TRUE')))
+    without = str(len(shown.search(filter='"bec:snow" = FALSE')))
+    everything = str(len(shown.rows))
+    page.goto(address)
+    total(page)
+    assert counts("Seasonal snow") == [everything, without, with_snow]
+    page.get_by_role("group", name="Seasonal snow").get_by_role("radio", name="only").check()
+    page.wait_for_function(
+        "n => document.querySelector('.total strong')?.textContent === n", arg=with_snow
+    )
+    assert counts("Seasonal snow") == [everything, without, with_snow]
+    assert counts("Cloud or shadow") == [with_snow, with_snow, "0"]
+    page.get_by_role("group", name="Seasonal snow").scroll_into_view_if_needed()
+    keep(page, "flags")
+    page.goto(f"{address}?collection=crowded")
+    assert total(page) == 4608
+    assert counts("Cloud or shadow") == ["4,608", "4,607", "0"]  # one is unknown
+
+
+@built
 def test_the_43_classes_are_counted_chosen_and_told_apart_from_the_19(
     page: Any, address: str, of_43: Cube
 ) -> None:
     page.goto(f"{address}?collection={of_43.id}")
     assert total(page) == len(of_43.rows)
-    page.get_by_role("radio", name="43").check()
+    page.get_by_role("radio", name="43", exact=True).check()
     counts = dict(zip(NAMES_43, of_43.labels("label_43").sum(axis=0).tolist(), strict=True))
     name = max(counts, key=lambda name: counts[name])
     page.get_by_role("checkbox", name=re.compile(f"^{re.escape(name)}")).check()

@@ -7,7 +7,7 @@ import { Filters } from "./filters";
 import { useLoaded } from "./hooks";
 import { MapView } from "./map";
 import { PatchView } from "./patch";
-import { fromAddress, questionOf, START, toAddress, labelsOf, type State, type View } from "./state";
+import { filterOf, fromAddress, questionOf, START, toAddress, labelsOf, type Flag, type State, type View } from "./state";
 import { number } from "./text";
 import { Wall } from "./wall";
 
@@ -25,6 +25,8 @@ const FACETS = {
   seasons: "bec_season_frequency",
   countries: "bec_country_frequency",
   splits: "bec_split_frequency",
+  snow: "bec_snow_frequency",
+  cloud: "bec_cloud_or_shadow_frequency",
 } as const;
 
 export interface Found {
@@ -33,6 +35,8 @@ export interface Found {
   seasons: api.Counts;
   countries: api.Counts;
   splits: api.Counts;
+  snow: Record<Flag, number>;
+  cloud: Record<Flag, number>;
   months: api.Counts;
 }
 
@@ -40,21 +44,27 @@ export interface Found {
 async function count(state: State, signal: AbortSignal): Promise<Found> {
   const labels = `${labelsOf(state).replace(":", "_")}_frequency`;
   const all = [labels, ...Object.values(FACETS), "datetime_frequency"];
-  const open = (Object.keys(FACETS) as (keyof typeof FACETS)[]).filter((facet) => state[facet].length);
+  const open = (Object.keys(FACETS) as (keyof typeof FACETS)[]).filter((facet) => filterOf(state, facet) !== filterOf(state));
   const openLabels = state.labels.length > 0 && !state.every;
   const [here, ofLabels, ...others] = await Promise.all([
     api.aggregate(state.collection, all, questionOf(state), signal),
     openLabels ? api.aggregate(state.collection, [labels], questionOf(state, "labels"), signal) : null,
     ...open.map((facet) => api.aggregate(state.collection, [FACETS[facet]], questionOf(state, facet), signal)),
   ]);
-  const counts = (facet: keyof typeof FACETS): api.Counts =>
-    (others[open.indexOf(facet)] ?? here).of[FACETS[facet]] ?? {};
+  const counted = (facet: keyof typeof FACETS) => others[open.indexOf(facet)] ?? here;
+  const counts = (facet: keyof typeof FACETS): api.Counts => counted(facet).of[FACETS[facet]] ?? {};
+  const flags = (facet: "snow" | "cloud"): Record<Flag, number> => {
+    const { true: yes = 0, false: no = 0 } = counts(facet);
+    return { any: counted(facet).total, no, yes };
+  };
   return {
     total: here.total,
     labels: (ofLabels ?? here).of[labels] ?? {},
     seasons: counts("seasons"),
     countries: counts("countries"),
     splits: counts("splits"),
+    snow: flags("snow"),
+    cloud: flags("cloud"),
     months: here.of.datetime_frequency ?? {},
   };
 }

@@ -83,8 +83,8 @@ export function Filters({ state, change, found, has43 }: Props) {
         <legend>Split</legend>
         <Choices names={SPLITS} chosen={state.splits} counts={found?.splits} toggle={(name) => change({ splits: toggled(state.splits, name) })} />
       </fieldset>
-      <FlagChoice name="snow" title="Seasonal snow" state={state} change={change} />
-      <FlagChoice name="cloud" title="Cloud or shadow" state={state} change={change} />
+      <FlagChoice name="snow" title="Seasonal snow" state={state} change={change} counts={found?.snow} />
+      <FlagChoice name="cloud" title="Cloud or shadow" state={state} change={change} counts={found?.cloud} />
     </form>
   );
 }
@@ -114,7 +114,15 @@ function Choices({ names, chosen, counts, color, toggle }: ChoicesProps) {
   );
 }
 
-function FlagChoice({ name, title, state, change }: { name: "snow" | "cloud"; title: string; state: State; change: Change }) {
+interface FlagProps {
+  name: "snow" | "cloud";
+  title: string;
+  state: State;
+  change: Change;
+  counts: Record<Flag, number> | undefined;
+}
+
+function FlagChoice({ name, title, state, change, counts }: FlagProps) {
   const choices: ReadonlyArray<readonly [Flag, string]> = [
     ["any", "with and without"],
     ["no", "without"],
@@ -123,14 +131,17 @@ function FlagChoice({ name, title, state, change }: { name: "snow" | "cloud"; ti
   return (
     <fieldset>
       <legend>{title}</legend>
-      <p class="switch">
+      <ul class="choices">
         {choices.map(([flag, said]) => (
-          <label key={flag}>
-            <input type="radio" name={name} checked={state[name] === flag} onChange={() => change({ [name]: flag })} />
-            {said}
-          </label>
+          <li key={flag}>
+            <label>
+              <input type="radio" name={name} checked={state[name] === flag} onChange={() => change({ [name]: flag })} />
+              <span class="name">{said}</span>
+              <span class="count">{counts ? number(counts[flag]) : "…"}</span>
+            </label>
+          </li>
         ))}
-      </p>
+      </ul>
     </fieldset>
   );
 }

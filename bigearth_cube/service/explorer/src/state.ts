@@ -97,7 +97,7 @@ export function labelsOf(state: State): string {
   return state.classes === 43 ? "bec:labels_43" : "bec:labels";
 }
 
-type Facet = "labels" | "seasons" | "countries" | "splits";
+type Facet = "labels" | "seasons" | "countries" | "splits" | "snow" | "cloud";
 
 /** The filter as CQL2 text; empty where everything is wanted. One facet may be left out of it. */
 export function filterOf(state: State, without?: Facet): string {
@@ -123,7 +123,7 @@ export function filterOf(state: State, without?: Facet): string {
     ["snow", "bec:snow"],
     ["cloud", "bec:cloud_or_shadow"],
   ] as const) {
-    if (state[flag] !== "any") parts.push(`"${property}" = ${state[flag] === "yes" ? "TRUE" : "FALSE"}`);
+    if (without !== flag && state[flag] !== "any") parts.push(`"${property}" = ${state[flag] === "yes" ? "TRUE" : "FALSE"}`);
   }
   return parts.join(" AND ");
 }
