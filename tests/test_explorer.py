@@ -40,17 +40,20 @@ built = pytest.mark.skipif(
     not (FOLDER / "dist" / "index.html").is_file() or CHROMIUM is None,
     reason="needs the built page (make web) and chromium",
 )
-MODEL = "spectra"
+MODEL, OTHER_MODEL = "spectra", "textures"
 
 
 @pytest.fixture(scope="module")
 def shown(cube_url: str, tmp_path_factory: pytest.TempPathFactory) -> Cube:
-    """A copy of the cube of known patches, with embeddings."""
+    """A copy of the cube of known patches, with embeddings of two models."""
     url = str(shutil.copytree(cube_url, tmp_path_factory.mktemp("shown") / "cube"))
     cube = open_cube(url)
-    vectors = np.full((cube.n_rows, 8), np.nan, np.float32)
-    vectors[cube.rows] = np.random.default_rng(0).random((len(cube.rows), 8))
-    cube.write_embeddings(MODEL, vectors)
+    draw = np.random.default_rng(0)
+    for model in (MODEL, OTHER_MODEL):
+        vectors = np.full((cube.n_rows, 8), np.nan, np.float32)
+        vectors[cube.rows] = draw.random((len(cube.rows), 8))
+        cube.write_embeddings(model, vectors)
+        cube = open_cube(url)
     scores = np.full((cube.n_rows, 19), np.nan, np.float32)
     scores[cube.rows] = 0.25 + 0.5 * cube.labels("label_19")
     scores[labeled(cube)[0]] = 0.25  # a patch of which the model knows nothing
@@ -395,6 +398,64 @@ def test_an_address_can_be_shared_and_the_back_button_goes_back(
         "n => document.querySelector('.total strong')?.textContent === n", arg=str(everything)
     )
     assert not page.get_by_role("checkbox", name="winter").is_checked()
+
+
+@built
+def test_the_address_of_a_patch_holds_its_pixel_and_how_look_alikes_are_sought(
+    page: Any, browser: Any, address: str
+) -> None:
+    def seen(page: Any) -> list[Any]:
+        page.wait_for_selector(".alike[aria-busy=false] .card")
+        page.wait_for_selector("section[aria-label=Spectrum][aria-busy=false]")
+        return [
+            page.locator("section[aria-label=Spectrum]").text_content(),
+            page.get_by_role("combobox", name="by", exact=True).input_value(),
+            page.get_by_role("combobox", name="of", exact=True).input_value(),
+            page.get_by_role("checkbox", name="within the filters").is_checked(),
+            page.locator(".alike .card").evaluate_all("cards => cards.map((card) => card.title)"),
+        ]
+
+    page.goto(f"{address}?view=patches&labels=Pastures")
+    page.locator(".card").first.click()
+    page.locator(".picture").click(position={"x": 100, "y": 30})
+    page.get_by_role("button", name="Find look-alikes").click()
+    page.get_by_role("combobox", name="of", exact=True).select_option(OTHER_MODEL)
+    page.get_by_role("combobox", name="by", exact=True).select_option("cosine")
+    page.get_by_role("checkbox", name="within the filters").check()
+    page.wait_for_url("**&within=&**")
+    page.wait_for_function(
+        "[...document.querySelectorAll('.alike .card')].every((c) => /Pastures/.test(c.title))"
+    )
+    here = seen(page)
+    assert here[1:4] == ["cosine", OTHER_MODEL, True]
+    other = browser.new_page(viewport={"width": 1280, "height": 900})
+    other.goto(page.url)
+    assert seen(other) == here
+    other.close()
+    page.locator(".alike .card").first.click()  # pixel and look-alikes were of the patch before
+    page.wait_for_url(re.compile(r"^(?!.*(pixel|model|within)=).*patch="))
+    page.go_back()
+    assert seen(page) == here
+
+
+@built
+def test_a_key_held_down_writes_the_address_when_it_is_let_go(page: Any, address: str) -> None:
+    page.goto(f"{address}?view=patches")
+    page.locator(".card").first.click()
+    n_written = page.locator(".picture").evaluate("""async (picture) => {
+        let n = 0;
+        const write = history.replaceState;
+        history.replaceState = (...given) => (n++, write.apply(history, given));
+        for (const [key, times] of [["ArrowRight", 59], ["ArrowLeft", 117]]) {
+            for (let i = 0; i < times; i++) {
+                picture.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+                await new Promise((done) => setTimeout(done));
+            }
+        }
+        return n;
+    }""")
+    assert n_written < 100  # in 10 s Safari takes no more
+    page.wait_for_url("**pixel=2%2C60**", timeout=5_000)
 
 
 @built

@@ -1,5 +1,5 @@
 // The page: filters beside, and one of four views of what they leave.
-import { useCallback, useEffect, useState } from "preact/hooks";
+import { useCallback, useEffect, useRef, useState } from "preact/hooks";
 import * as api from "./api";
 import { Charts } from "./charts";
 import { CopyAs } from "./copy";
@@ -10,6 +10,9 @@ import { PatchView } from "./patch";
 import { filterOf, fromAddress, questionOf, START, toAddress, labelsOf, type Flag, type State, type View } from "./state";
 import { number } from "./text";
 import { Wall } from "./wall";
+
+/** Browsers refuse more than some 100 new addresses in 10 s: a key held down waits until it is let go. */
+const QUIET_MS = 150;
 
 /** Change the state; `quietly` changes the address without a step to go back to. */
 export type Change = (part: Partial<State>, quietly?: boolean) => void;
@@ -74,20 +77,29 @@ export function App() {
   const [showFilters, setShowFilters] = useState(false);
   const collections = useLoaded("collections", (signal) => api.collections(signal));
 
+  const quiet = useRef(0);
+
   const change: Change = useCallback((part, quietly = false) => {
     setState((before) => {
       const after = { ...before, ...part };
-      const address = toAddress(after) || location.pathname;
-      if (address !== (location.search || location.pathname)) {
-        if (quietly) history.replaceState(null, "", address);
-        else history.pushState(null, "", address);
+      const [here, there] = [before, after].map((s) => toAddress(s) || location.pathname);
+      if (there === here) return after;
+      clearTimeout(quiet.current);
+      if (quietly) {
+        quiet.current = setTimeout(() => history.replaceState(null, "", there), QUIET_MS);
+      } else {
+        history.replaceState(null, "", here);
+        history.pushState(null, "", there);
       }
       return after;
     });
   }, []);
 
   useEffect(() => {
-    const back = () => setState(fromAddress(location.search));
+    const back = () => {
+      clearTimeout(quiet.current);
+      setState(fromAddress(location.search));
+    };
     addEventListener("popstate", back);
     return () => removeEventListener("popstate", back);
   }, []);

@@ -1,7 +1,7 @@
 // What narrows the archive, each choice with the number of patches that it would leave.
 import type { Change, Found } from "./app";
 import { CLASSES_19, CLASSES_43, colorOf } from "./classes";
-import { START, type Flag, type State } from "./state";
+import { questionOf, START, type Flag, type State } from "./state";
 import { number } from "./text";
 
 interface Props {
@@ -21,8 +21,7 @@ export function Filters({ state, change, found, has43 }: Props) {
   const names = state.classes === 43 ? CLASSES_43.map(([, name]) => name) : CLASSES_19.map(([name]) => name);
   const countries = Object.keys(found?.countries ?? {});
   for (const country of state.countries) if (!countries.includes(country)) countries.push(country);
-  const narrowed = JSON.stringify({ ...state, view: 0, place: 0, patch: 0, picture: 0, share: 0, alike: 0, classes: 0 }) !==
-    JSON.stringify({ ...START, collection: state.collection, view: 0, place: 0, patch: 0, picture: 0, share: 0, alike: 0, classes: 0 });
+  const narrowed = state.every || Object.keys(questionOf(state)).length > 0;
   return (
     <form onSubmit={(e) => e.preventDefault()}>
       <p class="clear">

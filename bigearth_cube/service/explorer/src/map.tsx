@@ -7,7 +7,7 @@ import * as api from "./api";
 import type { Change } from "./app";
 import { CellsLayer, cellsOf, cellZoom, corner, tileOf, type Cells } from "./cells";
 import { CLASSES_19, CLASSES_43, colorOf } from "./classes";
-import { labelsOf, questionOf, type State } from "./state";
+import { labelsOf, lookAt, questionOf, type State } from "./state";
 
 setWorkerUrl(new URL("./worker.js", document.baseURI).href);
 
@@ -52,7 +52,7 @@ export function MapView({ state, change, collection }: { state: State; change: C
       if (!cells) {
         if (!made.getLayer("patches")) return null; // nothing is drawn yet
         const hit = made.queryRenderedFeatures(e.point, { layers: ["patches"] })[0]?.properties;
-        return hit ? { said: String(hit.said), go: () => latest.current.change({ patch: String(hit.id) }) } : null;
+        return hit ? { said: String(hit.said), go: () => latest.current.change(lookAt(String(hit.id))) } : null;
       }
       const [x, y] = tileOf(e.lngLat.lng, e.lngLat.lat, cells.zoom);
       const said = cells.said.get(`${x}/${y}`);
@@ -119,7 +119,7 @@ export function MapView({ state, change, collection }: { state: State; change: C
           </select>
         </label>
         <p class="said" aria-live="off">
-          {said || "Cells when far or many, patches when near. Choose one to look closer."}
+          {said || "Far or many: cells; else patches. Choose one to look closer."}
         </p>
       </div>
       {error && (

@@ -4,7 +4,7 @@ import * as api from "./api";
 import type { Change } from "./app";
 import { CLASSES_43, colorOf, UNLABELED } from "./classes";
 import { useLoaded } from "./hooks";
-import { questionOf, type State } from "./state";
+import { lookAt, questionOf, SIZE, type State } from "./state";
 import { day, percent } from "./text";
 import { Pictures } from "./wall";
 
@@ -21,14 +21,13 @@ const DISTANCES: ReadonlyArray<readonly [string, string]> = [
   ["euclidean", "Euclidean"],
   ["hamming", "Hamming, sign codes"],
 ];
-const SIZE = 120;
 const N_ALIKE = 24;
 
 export function PatchView({ state, change }: { state: State; change: Change }) {
   const dialog = useRef<HTMLDialogElement>(null);
   const { collection, patch } = state;
   const item = useLoaded(`${collection}/${patch}`, (signal) => api.item(collection, patch, signal));
-  const close = () => change({ patch: "", alike: "" });
+  const close = () => change(lookAt(""));
   useEffect(() => {
     if (!dialog.current?.open) dialog.current?.showModal();
   }, []);
@@ -61,16 +60,15 @@ export function PatchView({ state, change }: { state: State; change: Change }) {
 function Patch({ item, state, change }: { item: api.Item; state: State; change: Change }) {
   const { collection } = state;
   const pixels = "s2/r10m" in item.assets;
-  const [at, setAt] = useState<[number, number] | null>(null);
   return (
     <div class="columns">
       <div>
         {pixels ? (
-          <Picture item={item} state={state} change={change} at={at} setAt={setAt} />
+          <Picture item={item} state={state} change={change} />
         ) : (
           <p class="note">This cube was made from the official lists alone; it has no pixels to show.</p>
         )}
-        {pixels && at && <Spectrum collection={collection} id={item.id} at={at} />}
+        {pixels && state.pixel && <Spectrum collection={collection} id={item.id} at={state.pixel} />}
       </div>
       <div>
         <Facts item={item} />
@@ -83,25 +81,19 @@ function Patch({ item, state, change }: { item: api.Item; state: State; change: 
   );
 }
 
-interface PictureProps {
-  item: api.Item;
-  state: State;
-  change: Change;
-  at: [number, number] | null;
-  setAt: (at: [number, number]) => void;
-}
-
-function Picture({ item, state, change, at, setAt }: PictureProps) {
+function Picture({ item, state, change }: { item: api.Item; state: State; change: Change }) {
   const custom = state.picture.includes(",");
   const bands = custom ? state.picture.split(",") : ["B12", "B8A", "B04"];
   const [broken, setBroken] = useState("");
   const url = api.pictureUrl(state.collection, item.id, state.picture);
+  const inside = (v: number) => Math.min(SIZE - 1, Math.max(0, v));
+  const choose = (x: number, y: number) => change({ pixel: [inside(x), inside(y)] }, true);
   const move = (dx: number, dy: number) => {
-    const [x, y] = at ?? [SIZE / 2, SIZE / 2];
-    setAt([Math.min(SIZE - 1, Math.max(0, x + dx)), Math.min(SIZE - 1, Math.max(0, y + dy))]);
+    const [x, y] = state.pixel ?? [SIZE / 2, SIZE / 2];
+    choose(x + dx, y + dy);
   };
   const keys: Record<string, [number, number]> = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
-  const [x, y] = at ?? [-1, -1];
+  const [x, y] = state.pixel ?? [-1, -1];
   return (
     <section aria-label="Picture">
       <div class="kinds" role="group" aria-label="Bands">
@@ -135,9 +127,8 @@ function Picture({ item, state, change, at, setAt }: PictureProps) {
         onClick={(e) => {
           if (e.detail === 0) return move(0, 0); // a key, not a pointer
           const box = e.currentTarget.getBoundingClientRect();
-          const place = (v: number, start: number, length: number) =>
-            Math.min(SIZE - 1, Math.max(0, Math.floor(((v - start) / length) * SIZE)));
-          setAt([place(e.clientX, box.left, box.width), place(e.clientY, box.top, box.height)]);
+          const place = (v: number, start: number, length: number) => Math.floor(((v - start) / length) * SIZE);
+          choose(place(e.clientX, box.left, box.width), place(e.clientY, box.top, box.height));
         }}
         onKeyDown={(e) => {
           const step = keys[e.key];
@@ -147,7 +138,7 @@ function Picture({ item, state, change, at, setAt }: PictureProps) {
         }}
       >
         <img src={url} alt="" width={SIZE} height={SIZE} onError={() => setBroken(url)} onLoad={() => setBroken("")} />
-        {at && (
+        {state.pixel && (
           <svg viewBox={`0 0 ${SIZE} ${SIZE}`} aria-hidden="true">
             <path d={`M${x + 0.5} ${y - 4}v3.5m0 2v3.5M${x - 3.5} ${y + 0.5}h3.5m2 0h3.5`} />
             <rect x={x - 0.25} y={y - 0.25} width={1.5} height={1.5} />
@@ -164,7 +155,7 @@ function Picture({ item, state, change, at, setAt }: PictureProps) {
   );
 }
 
-function Spectrum({ collection, id, at: [x, y] }: { collection: string; id: string; at: [number, number] }) {
+function Spectrum({ collection, id, at: [x, y] }: { collection: string; id: string; at: readonly [number, number] }) {
   const found = useLoaded(`${id} ${x} ${y}`, (signal) => api.spectrum(collection, id, x, y, signal));
   if (found.error) {
     return (
@@ -325,7 +316,7 @@ function Dates({ item, state, change }: { item: api.Item; state: State; change: 
       <ul class="row">
         {found.value.features.map((other) => (
           <li key={other.id}>
-            <button type="button" aria-current={other.id === item.id} disabled={other.id === item.id} onClick={() => change({ patch: other.id, alike: "" })}>
+            <button type="button" aria-current={other.id === item.id} disabled={other.id === item.id} onClick={() => change(lookAt(other.id))}>
               {day(other.properties.datetime)}
             </button>
           </li>
@@ -357,10 +348,8 @@ function Legend({ collection, id }: { collection: string; id: string }) {
 
 function LookAlikes({ item, state, change }: { item: api.Item; state: State; change: Change }) {
   const models = useLoaded(state.collection, (signal) => api.models(state.collection, signal));
-  const [within, setWithin] = useState(false);
-  const [chosen, setModel] = useState("");
-  const model = chosen || models.value?.[0] || "";
-  const question = within ? questionOf(state) : {};
+  const model = state.model || models.value?.[0] || "";
+  const question = state.within ? questionOf(state) : {};
   const key = state.alike && model ? JSON.stringify([item.id, model, state.alike, question]) : "";
   const found = useLoaded(key, (signal) =>
     key ? api.similar(state.collection, item.id, { ...question, k: N_ALIKE, model, metric: state.alike }, signal) : null,
@@ -387,7 +376,7 @@ function LookAlikes({ item, state, change }: { item: api.Item; state: State; cha
             {models.value.length > 1 && (
               <label>
                 of{" "}
-                <select value={model} onChange={(e) => setModel(e.currentTarget.value)}>
+                <select value={model} onChange={(e) => change({ model: e.currentTarget.value }, true)}>
                   {models.value.map((name) => (
                     <option key={name}>{name}</option>
                   ))}
@@ -395,7 +384,7 @@ function LookAlikes({ item, state, change }: { item: api.Item; state: State; cha
               </label>
             )}
             <label>
-              <input type="checkbox" checked={within} onChange={(e) => setWithin(e.currentTarget.checked)} /> within the filters
+              <input type="checkbox" checked={state.within} onChange={(e) => change({ within: e.currentTarget.checked }, true)} /> within the filters
             </label>
           </>
         )}

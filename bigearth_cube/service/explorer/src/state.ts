@@ -26,8 +26,14 @@ export interface State {
   patch: string;
   /** Bands that are red, green and blue, or a kind of picture. */
   picture: string;
+  /** Pixel of the patch whose spectrum is shown, counted from the upper left; null for none. */
+  pixel: readonly [number, number] | null;
   /** Distance by which look-alikes of the patch are shown; empty for none. */
   alike: string;
+  /** Model whose look-alikes they are; empty for the first. */
+  model: string;
+  /** Whether look-alikes are sought within the filters. */
+  within: boolean;
 }
 
 export const START: State = {
@@ -47,11 +53,21 @@ export const START: State = {
   place: null,
   patch: "",
   picture: "true_color",
+  pixel: null,
   alike: "",
+  model: "",
+  within: false,
 };
 
+/** Pixels of a side of a patch, at 10 m. */
+export const SIZE = 120;
+
+/** Look at a patch, or at none; a pixel and look-alikes were of the one before. */
+export const lookAt = (patch: string): Partial<State> => ({ patch, pixel: null, alike: "", model: "", within: false });
+
 const LISTS = ["labels", "seasons", "countries", "splits"] as const;
-const TEXTS = ["collection", "from", "to", "share", "patch", "picture", "alike"] as const;
+const TEXTS = ["collection", "from", "to", "share", "patch", "picture", "alike", "model"] as const;
+const SWITCHES = ["every", "within"] as const;
 const VIEWS: readonly string[] = ["map", "patches", "charts", "copy"];
 const FLAGS: readonly string[] = ["no", "yes"];
 
@@ -64,12 +80,17 @@ export function fromAddress(query: string): State {
   const view = given.get("view") ?? "";
   if (VIEWS.includes(view)) state.view = view as View;
   if (given.get("classes") === "43") state.classes = 43;
-  state.every = given.has("every");
+  for (const name of SWITCHES) state[name] = given.has(name);
   for (const name of ["snow", "cloud"] as const) {
     const flag = given.get(name) ?? "";
     if (FLAGS.includes(flag)) state[name] = flag as Flag;
   }
-  const place = (given.get("at") ?? "").split(",").map(Number);
+  const numbers = (name: string) => (given.get(name) ?? "").split(",").map(Number);
+  const pixel = numbers("pixel");
+  if (pixel.length === 2 && pixel.every((v) => Number.isInteger(v) && v >= 0 && v < SIZE)) {
+    state.pixel = [pixel[0]!, pixel[1]!];
+  }
+  const place = numbers("at");
   if (place.length === 3 && place.every(Number.isFinite)) {
     state.place = [place[0]!, place[1]!, place[2]!];
   }
@@ -83,9 +104,10 @@ export function toAddress(state: State): string {
   if (state.view !== START.view) said.set("view", state.view);
   if (state.classes === 43) said.set("classes", "43");
   for (const name of LISTS) for (const value of state[name]) said.append(name, value);
-  if (state.every) said.set("every", "");
+  for (const name of SWITCHES) if (state[name]) said.set(name, "");
   for (const name of ["snow", "cloud"] as const) if (state[name] !== "any") said.set(name, state[name]);
   if (state.place) said.set("at", state.place.map((v) => Math.round(v * 1e4) / 1e4).join(","));
+  if (state.pixel) said.set("pixel", state.pixel.join(","));
   const text = said.toString();
   return text ? `?${text}` : "";
 }

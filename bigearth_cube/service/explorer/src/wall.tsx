@@ -4,7 +4,7 @@ import * as api from "./api";
 import type { Change } from "./app";
 import { colorOf } from "./classes";
 import { useLoaded } from "./hooks";
-import { questionOf, type State } from "./state";
+import { lookAt, questionOf, type State } from "./state";
 import { day, number } from "./text";
 
 const PAGE = 48;
@@ -70,7 +70,7 @@ export function Pictures({ state, change, items }: { state: State; change: Chang
     <ul class="wall">
       {items.map((item) => (
         <li key={item.id}>
-          <Card state={state} item={item} open={() => change({ patch: item.id, alike: "" })} />
+          <Card state={state} item={item} open={() => change(lookAt(item.id))} />
         </li>
       ))}
     </ul>
