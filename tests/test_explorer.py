@@ -401,6 +401,52 @@ def test_an_address_can_be_shared_and_the_back_button_goes_back(
 
 
 @built
+def test_the_keyboard_alone_filters_opens_a_patch_switches_its_bands_and_closes_it(
+    page: Any, address: str, shown: Cube
+) -> None:
+    def tab_to(selector: str) -> None:
+        """Press Tab until an element has the focus, and shows it."""
+        for _ in range(80):
+            page.keyboard.press("Tab")
+            if page.evaluate("s => document.activeElement.matches(s)", selector):
+                break
+        focused = page.locator(":focus-visible")
+        assert focused.evaluate("(e, s) => e.matches(s)", selector)
+        assert focused.evaluate("e => getComputedStyle(e).outlineStyle") != "none"
+
+    page.goto(address)
+    total(page)
+    tab_to(".choices li:nth-child(5) input")
+    page.keyboard.press("Space")
+    left = len(shown.search(filter="A_CONTAINS(\"bec:labels\", 'Pastures')"))
+    page.wait_for_function(
+        "n => document.querySelector('.total strong')?.textContent === n", arg=str(left)
+    )
+    tab_to(".views button:nth-child(2)")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".card")
+    tab_to("li:nth-child(2) > .card")
+    chosen = page.evaluate("document.activeElement.title.split('\\n')[0]")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".picture img")
+    assert page.inner_text("#patch-title") == chosen
+    tab_to(".kinds button:nth-child(2)")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".picture img[src*=false_color]")
+    tab_to(".kinds button:last-child")
+    page.keyboard.press("Enter")
+    tab_to(".bands label:first-child select")
+    page.keyboard.type("B11")
+    page.wait_for_selector(".picture img[src*='bands=B11%2CB8A%2CB04']")
+    tab_to(".picture")
+    page.keyboard.press("ArrowRight")
+    page.get_by_role("heading", name="Pixel 61, 60").wait_for()
+    page.keyboard.press("Escape")
+    page.wait_for_selector("dialog", state="detached")
+    assert page.evaluate("document.activeElement.title").startswith(chosen)
+
+
+@built
 def test_the_address_of_a_patch_holds_its_pixel_and_how_look_alikes_are_sought(
     page: Any, browser: Any, address: str
 ) -> None:

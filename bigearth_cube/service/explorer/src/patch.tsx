@@ -1,5 +1,5 @@
 // One patch: its picture in any bands, the spectrum of a pixel, its map, other dates, and what looks like it.
-import { useEffect, useRef, useState } from "preact/hooks";
+import { useLayoutEffect, useRef, useState } from "preact/hooks";
 import * as api from "./api";
 import type { Change } from "./app";
 import { CLASSES_43, colorOf, UNLABELED } from "./classes";
@@ -28,8 +28,10 @@ export function PatchView({ state, change }: { state: State; change: Change }) {
   const { collection, patch } = state;
   const item = useLoaded(`${collection}/${patch}`, (signal) => api.item(collection, patch, signal));
   const close = () => change(lookAt(""));
-  useEffect(() => {
-    if (!dialog.current?.open) dialog.current?.showModal();
+  useLayoutEffect(() => {
+    const shown = dialog.current!;
+    shown.showModal();
+    return () => shown.close(); // gives the focus back; being removed does not
   }, []);
   return (
     <dialog
