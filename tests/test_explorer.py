@@ -516,17 +516,61 @@ def test_what_the_service_refuses_is_said_in_its_words(page: Any, address: str) 
     assert 'no collection "elsewhere"' in page.get_by_role("alert").inner_text()
 
 
+OVER_THE_EDGE = """() => [...document.querySelectorAll('html, aside, main, dialog')]
+    .filter((e) => e.scrollWidth > e.clientWidth).map((e) => e.tagName)"""
+"""Parts of the page that scroll sideways; what is meant to (the snippets) is none of them."""
+
+
 @built
 @pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
-def test_a_narrow_screen_scrolls_one_way_only(browser: Any, address: str, scheme: str) -> None:
-    page = browser.new_page(viewport={"width": 380, "height": 800}, color_scheme=scheme)
-    for view in ("map", "patches", "charts", "copy"):
+@pytest.mark.parametrize(("width", "height"), [(1920, 1080), (380, 800)])
+def test_the_page_fits_its_screen_with_its_controls_in_reach(
+    browser: Any, address: str, width: int, height: int, scheme: str
+) -> None:
+    page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
+    page.set_default_timeout(60_000)
+
+    def assert_in_reach(role: str, name: str) -> None:
+        control = page.get_by_role(role, name=name, exact=True)
+        assert control.is_visible(), name
+        control.scroll_into_view_if_needed()
+        box = control.bounding_box()
+        assert box["x"] >= 0, name
+        assert box["x"] + box["width"] <= width, name
+
+    views = {"map": "Map", "patches": "Patches", "charts": "Statistics", "copy": "Copy as"}
+    for view in views:
         page.goto(f"{address}?view={view}")
         total(page)
-        assert page.evaluate("document.documentElement.scrollWidth") <= 380, view
-    page.get_by_role("button", name="Filters").click()
-    assert page.get_by_role("checkbox", name="Pastures").is_visible()
-    keep(page, f"narrow-{scheme}")
+        assert page.evaluate(OVER_THE_EDGE) == [], view
+        for name in views.values():
+            assert_in_reach("button", name)
+        assert_in_reach("combobox", "Collection")
+        keep(page, f"{view}-{width}-{scheme}")
+    page.goto(address)
+    total(page)
+    for role, name in (("combobox", "Color by"), ("button", "Zoom in"), ("button", "Zoom out")):
+        assert_in_reach(role, name)
+    if width < 760:
+        page.get_by_role("button", name="Filters").click()
+    for name in ("Clear all filters", "Pastures", "summer", "Austria", "train", "from", "only"):
+        assert page.locator("aside").get_by_text(name, exact=True).first.is_visible(), name
+    assert page.evaluate(OVER_THE_EDGE) == []
+    keep(page, f"filters-{width}-{scheme}")
+    page.goto(f"{address}?view=patches")
+    page.locator(".card").first.click()
+    page.locator(".picture").click()
+    page.get_by_role("button", name="Other bands").click()
+    page.get_by_role("button", name="Find look-alikes").click()
+    page.wait_for_selector(".alike .card")
+    page.wait_for_selector(".spectrum")
+    assert page.evaluate(OVER_THE_EDGE) == []
+    for name in ("True color", "False color", "Other bands", "Find look-alikes"):
+        assert_in_reach("button", name)
+    for name in ("red", "green", "blue", "by", "of"):
+        assert_in_reach("combobox", name)
+    assert_in_reach("button", "Close the patch")
+    keep(page, f"patch-{width}-{scheme}")
     page.close()
 
 
