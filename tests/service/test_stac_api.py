@@ -26,7 +26,7 @@ from bigearth_cube.cube import Cube, open_cube
 from bigearth_cube.errors import InvalidInputError
 from bigearth_cube.ingest import ingest
 from bigearth_cube.nomenclature import NAMES_19
-from bigearth_cube.service import patches, stac_api
+from bigearth_cube.service import app, patches, stac_api
 from bigearth_cube.service.app import create_app
 from bigearth_cube.service.render import ItemWriter, table_of
 from bigearth_cube.service.requests import MOST_ROWS, Asked
@@ -482,3 +482,18 @@ def test_a_browser_is_sent_to_the_explorer_and_a_client_is_not(client: TestClien
     assert landing["type"] == "Catalog"
     assert any(link["rel"] == "search" and link["method"] == "POST" for link in landing["links"])
     assert client.get("/healthz").json()["status"] == "UP"
+
+
+def test_the_explorer_is_shown_where_it_is_built_and_says_how_to_build_it_where_not(
+    cube: Cube, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "_EXPLORER", tmp_path)
+    with TestClient(create_app([cube])) as client:
+        answer = client.get("/explorer")
+    assert answer.status_code == 404
+    assert "make web" in answer.text
+    assert answer.headers["content-type"].startswith("text/html")
+    (tmp_path / "index.html").write_text("the page")
+    with TestClient(create_app([cube])) as client:
+        answer = client.get("/explorer")
+    assert (answer.status_code, answer.text) == (200, "the page")
