@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+import runpy
 import shutil
 import socket
 import threading
@@ -215,6 +216,23 @@ def test_a_filter_leaves_what_a_search_of_the_cube_finds(
     page.wait_for_function(
         "n => document.querySelector('.total strong')?.textContent === n", arg=str(len(shown.rows))
     )
+
+
+@built
+def test_what_is_copied_for_pystac_client_runs_and_asks_for_large_pages(
+    page: Any, address: str, shown: Cube, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    page.goto(f"{address}?view=copy&labels=Pastures")
+    total(page)
+    copied = tmp_path / "copied.py"
+    copied.write_text(page.locator("pre", has_text="pystac_client").inner_text())
+    with caplog.at_level("INFO", logger="bigearth_cube.service.app"):
+        known = runpy.run_path(str(copied))
+    expected = shown.search(filter="A_CONTAINS(\"bec:labels\", 'Pastures')")
+    np.testing.assert_array_equal(np.sort(known["sel"].rows), np.sort(expected.rows))
+    searches = [r.getMessage() for r in caplog.records if " /search " in r.getMessage()]
+    assert len(expected) > 10
+    assert len(searches) == 1
 
 
 @built

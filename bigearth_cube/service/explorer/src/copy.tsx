@@ -75,7 +75,8 @@ const keywords = (state: State): string[] => {
 };
 
 function client(state: State, cube: string): string {
-  const given = [`collections=[${literal(state.collection)}]`, ...keywords(state)].map((k) => `    ${k},\n`).join("");
+  // Without a limit a page is of 10 items, and each page a request.
+  const given = [`collections=[${literal(state.collection)}]`, ...keywords(state), "limit=1000"].map((k) => `    ${k},\n`).join("");
   return `import bigearth_cube as bec
 import pystac_client
 
