@@ -119,7 +119,7 @@ export function MapView({ state, change, collection }: { state: State; change: C
           </select>
         </label>
         <p class="said" aria-live="off">
-          {said || "Far or many: cells; else patches. Choose one to look closer."}
+          {said || "Cells, or patches where they are few. Choose one to look closer."}
         </p>
       </div>
       {error && (
