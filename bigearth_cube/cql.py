@@ -44,6 +44,8 @@ _MOST_OPERATORS: Final = 500
 _OPERATOR: Final = re.compile(
     r"(?<![a-z_:])(?:and|or|not|div|like|between|in|is)(?![a-z_:])|[<=>]+|[-+*/%^|]", re.IGNORECASE
 )
+_NUMBER: Final = r"-?[\d.]+(?:e[-+]?\d+)?"
+_COORDINATES: Final = re.compile(rf"[(,]\s*{_NUMBER}(?:\s+{_NUMBER})*\s*(?=[,)])", re.IGNORECASE)
 _MOST_COSTLY: Final = 10
 """Patterns and shapes in one filter: each may look at every name or footprint, which takes 0.1 s."""
 
@@ -105,8 +107,8 @@ def _bounded(parsed: Any) -> Any:
             left.append(node.get("args"))
     if n_operators > _MOST_OPERATORS or n_costly > _MOST_COSTLY:
         raise InvalidInputError(
-            f"filter has {n_operators} conditions, {n_costly} of them patterns or shapes; at most "
-            f"{_MOST_OPERATORS} and {_MOST_COSTLY} are taken: use IN for many values"
+            f"filter has {n_operators} operators, {n_costly} of them patterns or shapes; at most "
+            f"{_MOST_OPERATORS} and {_MOST_COSTLY} are taken"
         )
     return parsed
 
@@ -118,7 +120,7 @@ def _check_text(text: str) -> None:
         depth += 1 if bracket == "(" else -1
         deepest = max(deepest, depth)
     # Coordinates ("-8.1 39.2") are not operators, however many there are.
-    rest = re.sub(r"[(,]\s*-?[\d.]+(?:\s+-?[\d.]+)*\s*(?=[,)])", "", bare)
+    rest = _COORDINATES.sub("", bare)
     n_operators = len(_OPERATOR.findall(rest))
     if deepest > _MOST_NESTED or n_operators > _MOST_OPERATORS:
         raise InvalidInputError(

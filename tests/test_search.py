@@ -556,10 +556,10 @@ def test_deep_json_is_refused() -> None:
 
 def test_json_of_many_conditions_is_refused() -> None:
     is_like = {"op": "like", "args": [{"property": "id"}, "%a%"]}
-    with pytest.raises(InvalidInputError, match="301 conditions, 300 of them patterns or shapes"):
+    with pytest.raises(InvalidInputError, match="301 operators, 300 of them patterns or shapes"):
         found(filter={"op": "or", "args": [is_like] * 300})
     is_row = {"op": "=", "args": [{"property": "bec:row"}, 1]}
-    with pytest.raises(InvalidInputError, match="601 conditions"):
+    with pytest.raises(InvalidInputError, match="601 operators"):
         found(filter={"op": "or", "args": [is_row] * 600})
     assert found(filter={"op": "in", "args": [{"property": "bec:row"}, list(range(10**5))]})
 
@@ -596,6 +596,10 @@ def test_labels_may_come_first() -> None:
         (f"a_overlaps(bec:labels, {some})", f"a_overlaps({some}, bec:labels)"),
     ):
         assert found(filter=one) == found(filter=other) != []
+
+
+def test_numbers_with_exponents_are_no_operators() -> None:
+    assert found(filter=f"bec:row in ({', '.join(['1e-5'] * 600)})") == []
 
 
 def test_a_shape_of_many_corners_is_no_long_filter() -> None:

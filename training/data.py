@@ -181,7 +181,7 @@ def compiles(device: torch.device) -> bool:
     """
     if device.type != "cuda":
         return False
-    names = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang", "cc"]
+    names = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"]
     if any(map(shutil.which, names)):
         return True
     logger.warning(

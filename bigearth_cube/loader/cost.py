@@ -169,7 +169,7 @@ def plan_training(
     }
     known: set[tuple[str, int]] = set()
     counted = []
-    for epoch in range(min(epochs, 2)):
+    for epoch in range(min(epochs, 1 if kept else 2)):
         order = epoch_order(patches.rows, spec, epoch)
         blocks = reading_of(order, spec.chunk_rows, window_rows=spec.window_rows).blocks
         counted.append(traffic(reader, blocks, sizes, known))

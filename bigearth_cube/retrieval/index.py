@@ -187,7 +187,7 @@ class VectorIndex:
         metric: Metric,
         among: NDArray[np.int64] | None,
     ) -> Nearest:
-        """Answer as ``nearest`` does what ``checked`` gave back, with any k."""
+        """Answer as ``nearest``, of queries that ``checked`` returned; k is not bounded."""
         chosen = None if among is None else np.flatnonzero(np.isin(self.rows_N, among))
         if metric == "hamming":
             best = self._nearest_codes(queries_QF, k, chosen)

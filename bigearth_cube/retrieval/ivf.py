@@ -164,7 +164,7 @@ class IvfIndex:
         metric: Metric,
         among: NDArray[np.int64] | None,
     ) -> Nearest:
-        """Answer as ``nearest`` does what ``checked`` gave back, with any k."""
+        """Answer as ``nearest``, of queries that ``checked`` returned; k is not bounded."""
         n_probed = self.n_probed
         if among is not None:
             # Fewer of each cell may be found, so more cells are needed; where most are, a scan

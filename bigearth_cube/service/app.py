@@ -295,7 +295,7 @@ class _Limits:
             await answer(scope, receive, send)
             return
         if _is_broken_text(bytes(body)):
-            said = "the body holds half of a surrogate pair, which is no text; send UTF-8"
+            said = "the body is no UTF-8, or holds half of a surrogate pair; send text as UTF-8"
             await fault(400, "InvalidInputError", said)(scope, receive, send)
             return
         messages = iter([{"type": "http.request", "body": bytes(body), "more_body": False}])
@@ -307,12 +307,12 @@ class _Limits:
 
 
 def _is_broken_text(body: bytes) -> bool:
-    """Whether JSON escapes a half of a surrogate pair: no name here holds one, nor can an answer."""
-    if rb"\ud" not in body.lower():
-        return False
+    """Whether a body is no UTF-8, or escapes half a surrogate pair: an answer could not quote it."""
     try:
-        json.dumps(json.loads(body), ensure_ascii=False).encode()
-    except UnicodeEncodeError:
+        text = body.decode()
+        if r"\ud" in text.lower():
+            json.dumps(json.loads(text), ensure_ascii=False).encode()
+    except UnicodeError:
         return True
     except (ValueError, RecursionError):
         return False  # whoever reads it says what is wrong

@@ -52,6 +52,8 @@ def serving(cubes: Sequence[Cube], *, root_path: str = "") -> Iterator[str]:
         server = uvicorn.Server(uvicorn.Config(create_app(cubes), root_path=root_path, **how))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-        server.should_exit = True
-        thread.join()
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()

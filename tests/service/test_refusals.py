@@ -89,6 +89,8 @@ def test_a_token_of_another_question_is_refused(client: TestClient) -> None:
         (b'{"collections": ["\\ud800"]}', "half of a surrogate pair"),
         (b'{"filter": "id = \'\\uDEAD\'"}', "half of a surrogate pair"),
         (b'{"fields": ["\\ud800"], "limit": 1}', "half of a surrogate pair"),
+        (b'{"fields": ["\xed\xa0\x80"], "limit": 1}', "no UTF-8"),
+        ('{"fields": ["\\ud800"], "limit": 1}'.encode("utf-16"), "no UTF-8"),
     ],
 )
 def test_a_wrong_body_is_answered_with_400(client: TestClient, body: bytes, said: str) -> None:

@@ -183,7 +183,9 @@ def test_steps_are_compiled_on_a_gpu_where_there_is_a_compiler(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.delenv("CC", raising=False)
-    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}" if name == "cc" else None)
+    monkeypatch.setattr(
+        "shutil.which", lambda name: f"/usr/bin/{name}" if name == "clang" else None
+    )
     assert compiles(torch.device("cuda"))
     assert not compiles(torch.device("cpu"))
     assert not caplog.messages
