@@ -70,16 +70,17 @@ def read_stored(
     path: str,
     rows: slice = slice(None),
 ) -> NDArray[Any]:
-    """Read some rows of an array as they were written; see ``read_column``.
+    """Read some rows of an array as they were written, shape (row, ...) as it is stored.
 
-    A chunk that was written and is not there is refused: it would read as fill.
+    A chunk that was written and is not there is refused: it would read as fill. Parameters and
+    errors are those of ``read_column``; ``rows`` has no step.
     """
     import zarr
     from zarr.buffer.cpu import Buffer
 
     document = documents.get(path)
     if document is None or document["node_type"] != "array":
-        raise InvalidInputError(f"no array {path!r} in {storage.url}")
+        raise InvalidInputError(f"no array {path!r} in the cube")
     n_rows = min(document["shape"][0], releases[-1].stop)
     chunk_rows = document["chunk_grid"]["configuration"]["chunk_shape"][0]
     first, stop, _ = rows.indices(n_rows)

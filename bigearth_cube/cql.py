@@ -415,7 +415,7 @@ class _Evaluator:
             args, op = args[::-1], _TURNED.get(op, op)
         name = args[0].get("property") if isinstance(args[0], Mapping) else None
         if self._operand(args[0], node, any_kind=True).kind != "list" or name is None:
-            raise _refusal(node, f"{op} takes a property that is a list, then values")
+            raise _refusal(node, f"{op} takes a property that is a list, and values")
         wanted = args[1] if isinstance(args[1], list) else [args[1]]
         if not all(isinstance(value, str) for value in wanted):
             raise _refusal(node, f"{op} takes texts, e.g. ('Pastures', 'Arable land')")

@@ -33,7 +33,7 @@ from bigearth_cube.loader.plan import EpochOrder, OrderSpec, epoch_order
 from bigearth_cube.nomenclature import GROUPS, NAMES_43
 from training.checkpoint import arranged
 from training.config import Config, Precision
-from training.data import Pass, autocast, training_loader
+from training.data import Pass, autocast, compiles, training_loader
 from training.feed import Feed, TensorBatch
 from training.losses import MultiLabelLoss
 from training.models import Network, build
@@ -205,7 +205,7 @@ def measure(
     model = arranged(build(config.model, n_classes, "v1").to(device), config)
     random = RandomPatches(n_patches, config.batch_size, model.groups, n_classes)
     feed = Feed(cast(BatchLoader, random), device, cache="device", name="random patches")
-    trainer = _Trainer(model, config, feed.full_rows if device.type == "cuda" else None)
+    trainer = _Trainer(model, config, feed.full_rows if compiles(device) else None)
     seconds = [_timed(trainer, feed, epoch, device) for epoch in range(n_epochs)][1:]
     epoch_s = float(np.median(seconds))
     busy = _busy_share(trainer, feed, n_epochs, device) if device.type == "cuda" else None
@@ -282,7 +282,7 @@ def _streaming(cube: Cube, config: Config, device: torch.device) -> tuple[float,
     model = arranged(build(config.model, len(cube.class_names(labels)), cube.archive), config)
     with training_loader(cube, selection, config, model.groups, "threads") as loader:
         feed = Feed(loader, device)
-        rows = feed.full_rows if device.type == "cuda" else None
+        rows = feed.full_rows if compiles(device) else None
         trainer = _Trainer(model.to(device), config, rows)
         _timed(trainer, feed, 0, device)  # compiles, and fills what caches there are
         alone, streamed = [], []

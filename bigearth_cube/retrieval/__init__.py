@@ -123,9 +123,9 @@ def neighbors(
     rows = None if among is None else _rows_of(cube, among)
     vector_F = query_vector(cube, index, query_model, row)
     found = others(index, row, vector_F, k, metric=metric, among=rows)
-    near, scores = (values.tolist() for values in found)
+    near, distances = (values.tolist() for values in found)
     names = names_of(cube, near)
-    return [Neighbor(names[at], at, score) for at, score in zip(near, scores, strict=True)]
+    return [Neighbor(names[at], at, far) for at, far in zip(near, distances, strict=True)]
 
 
 def names_of(cube: Cube, rows: list[int]) -> dict[int, str]:

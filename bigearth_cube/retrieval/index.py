@@ -514,10 +514,21 @@ def others(
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Find the k rows nearest to the vector of a row, which is not among them.
 
+    Parameters
+    ----------
+    index
+        What is asked.
+    row
+        The row of the cube that is left out.
+    vector_F
+        Its vector, (dim,) float32, by whichever model asks.
+    k, metric, among
+        As for ``VectorIndex.nearest``.
+
     Returns
     -------
     tuple
-        Rows of the cube and distances, nearest first; fewer than k where there are fewer.
+        Rows of the cube, int64, and distances, float64, both (at most k,), nearest first.
 
     Raises
     ------

@@ -29,14 +29,21 @@ _CRS84: Final = "http://www.opengis.net/def/crs/OGC/1.3/CRS84"
 _INSTANT: Final = re.compile(
     r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII
 )
-_TYPES: Final = {
+Format = Literal["geojson", "geoparquet", "arrow"]
+_TYPES: Final[Mapping[str, Format]] = {
     "application/vnd.apache.parquet": "geoparquet",
     "application/x-parquet": "geoparquet",
     "application/vnd.apache.arrow.stream": "arrow",
-} | dict.fromkeys(("application/geo+json", "application/json", "application/*", "*/*"), "geojson")
+    "application/geo+json": "geojson",
+    "application/json": "geojson",
+    "application/*": "geojson",
+    "*/*": "geojson",
+}
 _WEIGHT: Final = re.compile(r"\s*[Qq]\s*=\s*([01](?:\.\d{0,3})?)\s*", re.ASCII)
-Format = Literal["geojson", "geoparquet", "arrow"]
-_FORMATS: Final = {"json": "geojson", "geojson": "geojson", "parquet": "geoparquet"} | {
+_FORMATS: Final[Mapping[str, Format]] = {
+    "json": "geojson",
+    "geojson": "geojson",
+    "parquet": "geoparquet",
     "geoparquet": "geoparquet",
     "arrow": "arrow",
 }
@@ -380,15 +387,16 @@ def format_of(request: Request) -> Format:
             raise InvalidInputError(
                 f"f is {asked!r:.30}; choose one of: geojson, geoparquet, arrow"
             )
-        return _FORMATS[asked]  # type: ignore[return-value]
-    form, most = "geojson", 0.0
+        return _FORMATS[asked]
+    form: Format = "geojson"
+    most = 0.0
     for entry in request.headers.get("accept", "").split(","):
         kind, *parameters = entry.split(";")
         stated = [found[1] for found in map(_WEIGHT.fullmatch, parameters) if found]
         weight = float(stated[0]) if stated else 1.0
         if weight > most and kind.strip().lower() in _TYPES:
             form, most = _TYPES[kind.strip().lower()], weight
-    return form  # type: ignore[return-value]
+    return form
 
 
 async def refuse_repeated(request: Request) -> None:
