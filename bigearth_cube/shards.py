@@ -16,11 +16,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import google_crc32c
+import blosc
 import numcodecs.blosc
 import numcodecs.zstd
 import numpy as np
 import zstandard
+from awscrt import checksums
 from numpy.typing import NDArray
 
 from bigearth_cube.errors import CubeIntegrityError, InvalidInputError
@@ -34,6 +35,10 @@ _MISSING = np.uint64(2**64 - 1)
 # Workers encode one shard a thread; blosc's own threads would also make the bytes depend on
 # which block ends first (zarr-python sets the same switch).
 numcodecs.blosc.use_threads = False
+# Chunks are decoded by python-blosc, in one thread each and beside other Python threads: its
+# c-blosc has AVX2, numcodecs' has not.
+blosc.set_nthreads(1)
+blosc.set_releasegil(True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +103,11 @@ def zarr_codecs(dtype: str, profile: Profile) -> list[dict[str, Any]]:
     """Codec documents of a pixel array: bytes, blosc with bitshuffle, crc32c.
 
     Blosc has no checksum of its own: of 120 single flipped bits, 120 decoded to wrong pixels
-    without an error. The check costs 9 us a patch.
+    without an error. The check costs 4 us a patch.
+
+    The profile ``fast`` mixes the bits of eight bytes at a time, whatever the dtype: c-blosc has
+    AVX2 for that and not for two bytes. Real Sentinel-2 patches take 1 to 3 % more room (5 to 8 %
+    with zstd) and decode in four fifths of the time.
 
     Raises
     ------
@@ -111,7 +120,7 @@ def zarr_codecs(dtype: str, profile: Profile) -> list[dict[str, Any]]:
         )
     cname, clevel = _COMPRESSORS[profile]
     blosc = {
-        "typesize": np.dtype(dtype).itemsize,
+        "typesize": 8 if profile == "fast" else np.dtype(dtype).itemsize,
         "cname": cname,
         "clevel": clevel,
         "shuffle": "bitshuffle",
@@ -274,10 +283,10 @@ def decode_chunk(
             target[:] = np.frombuffer(body, np.uint8)
         elif layout.compressor["name"] == "blosc":
             _check_blosc_size(body, target.nbytes)
-            numcodecs.blosc.decompress(body, target)
+            blosc.decompress_ptr(body, target.ctypes.data)
         else:
             _decompress_zstd(body, target)
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, blosc.blosc_extension.error) as error:
         raise CubeIntegrityError(key, f"chunk does not decode: {error}", rows) from None
 
 
@@ -287,10 +296,8 @@ def without_checksum(layout: ArrayLayout, data: memoryview) -> memoryview:
 
 
 def checksum(data: Any) -> int:
-    """Return the CRC-32C of a buffer (10 GB/s with the CPU's instruction)."""
-    view = np.frombuffer(data, np.uint8)
-    view.flags.writeable = False  # google_crc32c takes read-only buffers, and copies nothing
-    return int(google_crc32c.value(view))
+    """Return the CRC-32C of a buffer (20 to 40 GB/s with AVX-512), beside other threads."""
+    return int(checksums.crc32c(data))
 
 
 def encode_chunk(layout: ArrayLayout, block: NDArray[Any]) -> bytes:
@@ -314,6 +321,7 @@ def encode_chunk(layout: ArrayLayout, block: NDArray[Any]) -> bytes:
             options["clevel"],
             _SHUFFLES[options["shuffle"]],
             options["blocksize"],
+            options["typesize"],
         )
     else:
         data = numcodecs.zstd.compress(block, layout.compressor["configuration"]["level"])

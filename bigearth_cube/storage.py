@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import obstore
 from botocore.configprovider import ConfiguredEndpointProvider
@@ -30,13 +30,13 @@ from obstore import exceptions as obstore_errors
 from obstore.store import HTTPStore, LocalStore, S3Store
 
 from bigearth_cube.errors import InvalidInputError, NotFoundError, StorageError
+from bigearth_cube.ranges import BusyError, NotPlainError, RangeReader, Room
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig, S3Credential
 
 StorageOptions = Mapping[str, Any]
 OnRetry = Callable[[], None]
-Room = Callable[[int], memoryview]
 _T = TypeVar("_T")
 
 _S3_OPTIONS = {
@@ -56,6 +56,7 @@ _RETRY: RetryConfig = {
     "retry_timeout": timedelta(seconds=30),
 }
 _BUSY = (408, 429)
+_SIGNED_FOR = timedelta(minutes=15)
 _ENDPOINT = re.compile(r"https?://[\w.:\[\]-]+(/[\w./~-]*)?", re.ASCII)
 # obstore asks again when five minutes are left, so once a minute. That costs nothing until botocore
 # has to renew them; keys of a role may have no more than those five minutes when new ones appear.
@@ -124,9 +125,10 @@ class _RemoteBackend(_ObstoreBackend):
     back together.
     """
 
-    def __init__(self, new_store: Callable[[RetryConfig], Any]) -> None:
+    def __init__(self, new_store: Callable[[RetryConfig], Any], ranges: RangeReader) -> None:
         super().__init__(new_store(_RETRY))
         self._new_store = new_store
+        self._ranges = ranges
 
     @functools.cached_property
     def _reading(self) -> Any:
@@ -138,9 +140,15 @@ class _RemoteBackend(_ObstoreBackend):
     def get_range(
         self, key: str, start: int, end: int, on_retry: OnRetry, into: Room | None
     ) -> Any:
-        return self._patiently(
-            lambda: obstore.get_range(self._reading, key, start=start, end=end), on_retry
-        )
+        def request() -> Any:
+            try:
+                return self._ranges.read(key, start, end, into)
+            except NotPlainError:
+                return obstore.get_range(self._reading, key, start=start, end=end)
+            except BusyError as error:
+                raise obstore_errors.GenericError(str(error)) from None
+
+        return self._patiently(request, on_retry)
 
     def get_tail(self, key: str, n_bytes: int, on_retry: OnRetry) -> bytes:
         return self._patiently(lambda: _tail(self._reading, key, n_bytes), on_retry)
@@ -312,6 +320,11 @@ class Storage:
         refuse_fork(pid, f"{self.url} was opened")
         return backend
 
+    @property
+    def is_local(self) -> bool:
+        """Whether objects are files of this machine, as far as the URL says."""
+        return "://" not in self.url
+
     def child(self, path: str) -> Storage:
         """Return the same storage, one prefix deeper."""
         return Storage(f"{self.url}/{path.strip('/')}", self.options)
@@ -344,7 +357,7 @@ class Storage:
         """Bytes from ``start`` to before ``end`` of an object, as a buffer, in one request.
 
         An object that ends sooner gives less, or an error. ``into`` gives room for so many bytes,
-        which a local file is read into: fresh memory costs as much as the reading.
+        which it is read into where that is possible: fresh memory costs as much as the reading.
 
         Raises
         ------
@@ -585,22 +598,26 @@ def _open_backend(url: str, options_json: str) -> tuple[_Backend, int]:
 
 def _new_backend(url: str, options: dict[str, Any]) -> _Backend:
     if url.startswith("s3://"):
-        return _RemoteBackend(_s3_store(url, options))
+        new_store, address = _s3_store(url, options)
+        return _RemoteBackend(new_store, RangeReader(address))
     try:
         if _is_for_fsspec(url):
             return _FsspecBackend(url, options)
         if url.startswith(("http://", "https://")):
             allow: ClientConfig = {"allow_http": url.startswith("http://")}
             return _RemoteBackend(
-                lambda retry: HTTPStore(url, client_options=allow, retry_config=retry)
+                lambda retry: HTTPStore(url, client_options=allow, retry_config=retry),
+                RangeReader(lambda key: f"{url}/{quote(key)}"),
             )
     except (ValueError, ImportError) as error:
         raise InvalidInputError(f"cannot open {url!r}: {_first_line(error)}") from None
     return _LocalBackend(url)
 
 
-def _s3_store(url: str, options: dict[str, Any]) -> Callable[[RetryConfig], Any]:
-    """Return what opens the bucket; options are checked at once."""
+def _s3_store(
+    url: str, options: dict[str, Any]
+) -> tuple[Callable[[RetryConfig], Any], Callable[[str], str]]:
+    """Return what opens the bucket, and what addresses its objects; options are checked at once."""
     bucket, _, prefix = url.removeprefix("s3://").partition("/")
     if not re.fullmatch(r"[\w.-]+", bucket, re.ASCII):  # obstore would panic
         raise InvalidInputError(f"{url!r} names no bucket; expected s3://bucket/prefix")
@@ -618,18 +635,30 @@ def _s3_store(url: str, options: dict[str, Any]) -> Callable[[RetryConfig], Any]
     provider = None
     if "access_key_id" not in config and not config.get("skip_signature"):
         provider = _Credentials(options.get("profile"))
-    return functools.partial(
-        _new_s3_store,
-        bucket=bucket,
-        prefix=prefix or None,
-        credential_provider=provider,
-        client_options={"allow_http": str(endpoint or "").startswith("http://")},
+    options = {
+        "prefix": prefix or None,
+        "credential_provider": provider,
+        "client_options": {"allow_http": str(endpoint or "").startswith("http://")},
         **config,
-    )
+    }
 
+    def new_store(retry: RetryConfig, **others: Any) -> Any:
+        return S3Store(bucket, retry_config=retry, **options | others)
 
-def _new_s3_store(retry: RetryConfig, *, bucket: str, **options: Any) -> Any:
-    return S3Store(bucket, retry_config=retry, **options)
+    is_signed = not config.get("skip_signature")
+    # Where an object is does not depend on the keys that its URL is signed with.
+    anybody: dict[str, Any] = {
+        "skip_signature": False,
+        "access_key_id": "any",
+        "secret_access_key": "any",
+    }
+    signing = functools.cache(lambda: new_store(_RETRY, **({} if is_signed else anybody)))
+
+    def address(key: str) -> str:
+        signed: str = obstore.sign(signing(), "GET", key, _SIGNED_FOR)  # 10 us: each has its own
+        return signed if is_signed else signed.partition("?")[0]
+
+    return new_store, address
 
 
 def _configured_endpoint(session: BotocoreSession) -> str | None:

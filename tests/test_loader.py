@@ -495,18 +495,18 @@ def test_memory_is_the_pool_and_not_the_selection() -> None:
     }
     # The pool of each of 8 lanes, the one that follows it, and what is fetched ahead.
     assert held[8] < held[32] < 2 * 32 * 64 + 8 * BLOCK_ROWS < len(rows)
-    assert rows_held(rows, OrderSpec(64, 64, shuffle="none")) <= 4 * BLOCK_ROWS
+    assert rows_held(rows, OrderSpec(64, 64, shuffle="none")) <= 6 * BLOCK_ROWS
 
 
 @pytest.mark.parametrize("shuffle", ["pool", "exact"])
 @pytest.mark.parametrize("share", [0.01, 0.3, 1.0])
 def test_memory_does_not_grow_with_a_selection_however_sparse(shuffle: Any, share: float) -> None:
     held = []
-    for n_rows in (200_000, 800_000):
+    for n_rows in (400_000, 1_600_000):
         rows = np.flatnonzero(np.random.default_rng(0).random(n_rows) < share)
         held.append(rows_held(rows, OrderSpec(512, 64, shuffle=shuffle)))
     # Two pools of 32 chunks, two batches, and what is fetched ahead, by slots and by rows.
-    assert max(held) <= 2 * 32 * 64 + 2 * 512 + 4 * BLOCK_ROWS
+    assert max(held) <= 2 * 32 * 64 + 2 * 512 + 8 * BLOCK_ROWS
     assert held[1] <= 1.1 * held[0] + BLOCK_ROWS
 
 
@@ -549,7 +549,7 @@ def test_no_read_outlives_an_epoch_that_failed(cube: Cube, monkeypatch: pytest.M
         return fetch(self, read, *rest)
 
     monkeypatch.setattr(BlockReader, "fetch", slow_or_refused)
-    with BatchLoader(cube, batch_size=64, groups=("s2/r60m", "s2/r20m")) as loader:
+    with BatchLoader(cube, batch_size=64, groups=("s2/r20m", "s2/r60m")) as loader:
         with pytest.raises(StorageError, match="refused"):
             next(iter(loader.epoch(0)))
         assert most[0] > 0

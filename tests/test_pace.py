@@ -64,7 +64,7 @@ def test_slow_answers_leave_a_few_in_flight_and_refusals_one(
     pace = Pace(64)
     play(pace, 1, lambda n: 0.001)
     play(pace, 60, lambda n: 1.0)
-    assert pace.limit == 4
+    assert pace.limit == 6
     now = 1000.0
     monkeypatch.setattr("time.monotonic", lambda: now)
     for _ in range(9):
@@ -93,14 +93,35 @@ def test_a_ceiling_below_the_floor_holds() -> None:
     assert pace.limit == pace.peak == 2
 
 
-def test_work_waits_as_a_future_that_can_be_canceled_and_begins_in_turn() -> None:
-    threads, begun, go_on = PacedThreads(Pace(1), 1), [], threading.Event()
+def test_a_thread_goes_on_with_what_is_next_and_leaves_where_there_is_less_room() -> None:
+    pace = Pace(4)
+    threads, names, go_on = PacedThreads(pace), [], threading.Event()
 
-    def work(number: int, leave: Callable[[], None]) -> int:
+    def work(number: int) -> None:
+        names.append(threading.current_thread().name)
+        assert go_on.wait(30)
+        if number == 3:
+            pace.limit = 1.0
+
+    futures = [threads.submit(work, number) for number in range(40)]
+    while len(names) < 4:
+        threading.Event().wait(0.001)
+    assert pace.in_flight == 4
+    go_on.set()
+    for future in futures:
+        future.result(30)
+    assert len(set(names)) == 4
+    threads.close()
+    assert pace.in_flight == 0
+    assert pace.peak == 4
+
+
+def test_work_waits_as_a_future_that_can_be_canceled_and_begins_in_turn() -> None:
+    threads, begun, go_on = PacedThreads(Pace(1)), [], threading.Event()
+
+    def work(number: int) -> int:
         begun.append(number)
         go_on.wait(30)
-        leave()
-        leave()
         if number == 2:
             raise ValueError(number)
         return number

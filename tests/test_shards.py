@@ -12,6 +12,7 @@ import pytest
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numcodecs import Blosc
 from zarr.storage import MemoryStore
 
 from bigearth_cube.errors import CubeIntegrityError, InvalidInputError
@@ -21,6 +22,7 @@ from bigearth_cube.shards import (
     array_layout,
     chunk_place,
     decode_chunk,
+    encode_chunk,
     read_index,
     zarr_codecs,
 )
@@ -69,6 +71,23 @@ def test_every_chunk_decodes_to_the_pixels_it_was_made_of(profile: str, pixels: 
     for chunk, (offset, size) in enumerate(index.astype(int)):
         decode_chunk(layout, data[offset : offset + size], out, "key")
         np.testing.assert_array_equal(out, pixels[chunk * 64 : (chunk + 1) * 64])
+
+
+@pytest.mark.parametrize("typesize", [1, 2, 4, 8])
+@pytest.mark.parametrize("shuffle", ["noshuffle", "shuffle", "bitshuffle"])
+@pytest.mark.parametrize("cname", ["lz4", "zstd", "blosclz", "zlib"])
+def test_whatever_blosc_a_cube_was_written_with_is_read(
+    cname: str, shuffle: str, typesize: int, pixels: np.ndarray
+) -> None:
+    codec = Blosc(cname, 5, getattr(Blosc, shuffle.upper()), typesize=typesize)
+    options = {"cname": cname, "clevel": 5, "shuffle": shuffle, "blocksize": 0}
+    options |= {"typesize": typesize}
+    compressor = {"name": "blosc", "configuration": options}
+    layout = replace(small_layout()[0], compressor=compressor, checksum=False)
+    stored, out = codec.encode(pixels[:64]), np.empty((64, 2, 20, 20), np.uint16)
+    assert encode_chunk(layout, pixels[:64]) == stored
+    decode_chunk(layout, memoryview(bytearray(stored)), out, "key")
+    np.testing.assert_array_equal(out, pixels[:64])
 
 
 @given(position=st.integers(0, 10**9), bit=st.integers(0, 7))

@@ -11,7 +11,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from typing import Any
 
 import numpy as np
@@ -313,6 +313,7 @@ class EpochRun:
 
     def _collect_first(self) -> None:
         _, futures = self._in_flight[0]  # stays there, to be waited for, if one of them fails
+        wait(futures, return_when=FIRST_EXCEPTION)  # woken once, not by each
         for future in futures:
             self._cost.add(future.result())
         self._in_flight.popleft()
@@ -331,7 +332,7 @@ def _go_whole(block: Block, chunk_rows: int) -> NDArray[np.bool_]:
 
 
 def room_needed(
-    blocks: Sequence[Block], chunk_rows: int, *, ahead_rows: int = 2 * BLOCK_ROWS
+    blocks: Sequence[Block], chunk_rows: int, *, ahead_rows: int = 4 * BLOCK_ROWS
 ) -> tuple[int, int]:
     """Slots and single rows that must be held at once, plus what is fetched ahead."""
     if not blocks:

@@ -220,7 +220,7 @@ class BlockReader:
     decoders
         Chunks decoded at once; the cores of this process where it is None.
     max_requests
-        Requests in flight, at most.
+        Requests in flight, at most; local files are read by as many threads as decode.
     cache_bytes
         Room to keep stored chunks in memory. It does not travel to other processes.
     """
@@ -239,11 +239,13 @@ class BlockReader:
         self.chunk_rows = next(iter(self.sources.values()))[0].layout.chunk_rows
         self._first_chunks = [s.first_chunk for s in next(iter(self.sources.values()))]
         n_decoders = decoders or _n_cores()
-        self._pace = Pace(max_requests)
-        self._threads = PacedThreads(self._pace, n_decoders)
+        # Local files are read by whom decodes: there is nothing to wait for.
+        is_local = all(s.storage.is_local for parts in self.sources.values() for s in parts)
+        self._pace = Pace(min(n_decoders, max_requests) if is_local else max_requests)
+        self._threads = PacedThreads(self._pace)
         self._answers: deque[Answer] = deque()
         # Who holds one may decode. It is also the room for chunks of which not all is kept.
-        self._rooms: queue.LifoQueue[dict[str, NDArray[Any]]] = queue.LifoQueue()
+        self._rooms: queue.SimpleQueue[dict[str, NDArray[Any]]] = queue.SimpleQueue()
         for _ in range(n_decoders):
             self._rooms.put({})
         self._cache = ChunkCache(cache_bytes) if cache_bytes else None
@@ -285,9 +287,7 @@ class BlockReader:
         """Cancel what waits, wait for what runs, and end the threads."""
         self._threads.close()
 
-    def fetch(
-        self, read: Read, targets: Sequence[Target], leave: Callable[[], object] = int
-    ) -> Counters:
+    def fetch(self, read: Read, targets: Sequence[Target]) -> Counters:
         """Fetch, check and decode the chunks of one read.
 
         Parameters
@@ -296,9 +296,6 @@ class BlockReader:
             What to read.
         targets
             For each chunk, where its rows go.
-        leave
-            Called when the answer is here and a core is free to decode it: what came and cannot be
-            decoded yet is as much work under way as what is still to come.
 
         Returns
         -------
@@ -329,7 +326,6 @@ class BlockReader:
             fetched = self._chunk_bytes(source, read, wanted, counters, answer)
             counters.in_flight = self._pace.peak
         room = self._rooms.get()
-        leave()
         began = time.perf_counter()
         try:
             for chunk, target in zip(read.chunks, targets, strict=True):

@@ -34,8 +34,11 @@ from bigearth_cube.loader.plan import Block
 from bigearth_cube.loader.shared import NotSharedError, SharedArrays, Ticket
 
 _logger = logging.getLogger(__name__)
-_MOST_AHEAD = 16
-"""Blocks in flight beyond the pool, at most: 80 MB each of all Sentinel-2 bands."""
+_AHEAD, _MOST_AHEAD = 4, 16
+"""Blocks in flight beyond the pool, at least and at most: 80 MB each of all Sentinel-2 bands.
+
+Four are a pool of 32 chunks: while the batches of one are gathered, another can be decoded.
+"""
 _ATTEMPTS = 5
 _START_S = 10
 _LOOK_S = 2.0
@@ -84,7 +87,7 @@ class Engine(Protocol):
 class ThreadsEngine:
     """Fetch and decode in threads of this process, straight into the arena."""
 
-    blocks_ahead = 2
+    blocks_ahead = _AHEAD
 
     def __init__(self, reader: BlockReader) -> None:
         self.reader = reader
@@ -178,7 +181,7 @@ class DaskEngine:
     @property
     def blocks_ahead(self) -> int:
         """One for each worker and one more, so that none waits for the batches' pace."""
-        return max(2, min(1 + len(self._workers()), _MOST_AHEAD))
+        return max(_AHEAD, min(1 + len(self._workers()), _MOST_AHEAD))
 
     def allocate(self, n_rows: int) -> dict[str, NDArray[Any]]:
         """Return memory that workers of this host can write into, where the system has such."""

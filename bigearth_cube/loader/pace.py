@@ -1,4 +1,4 @@
-"""How many requests may be under way: more while answers stay quick, fewer when storage tires."""
+"""How many reads may be under way: more while answers stay quick, fewer when storage tires."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+_Item = tuple[Future[Any], Callable[..., Any], tuple[Any, ...]]
 MAX_REQUESTS = 64
-_FLOOR = 4
-"""Slow answers alone never go below: two cores that decode keep a fast origin busy with four."""
+_FLOOR = 6
+"""Slow answers alone never go below: two cores decode two and keep a fast origin busy with four."""
 _START = 8
 _CROWDED, _AT_EASE = 2.0, 1.5
 """Times the quickest answer of that size: above, requests queue somewhere; below, there is room."""
@@ -21,7 +22,10 @@ _FADING = 1.0005
 
 
 class Pace:
-    """A bound on requests in flight that finds its own height; safe to share between threads.
+    """A bound on reads under way that finds its own height; safe to share between threads.
+
+    A read is under way until it is decoded: what came and cannot be decoded yet is as much work as
+    what is still to come.
 
     It grows by doubling until answers slow down or storage pushes back for the first time, then
     by one each round (additive increase); it shrinks by a fifth where answers take more than
@@ -31,7 +35,7 @@ class Pace:
     Parameters
     ----------
     ceiling
-        Requests in flight at most; at least 1.
+        Reads under way at most; at least 1.
     """
 
     def __init__(self, ceiling: int = MAX_REQUESTS) -> None:
@@ -49,7 +53,7 @@ class Pace:
         self._n_answers, self._slowness, self._was_full = 0, 0.0, False
 
     def enter(self) -> bool:
-        """Count one request more, if there may be one; say whether."""
+        """Count one read more, if there may be one; say whether."""
         with self._lock:
             if self.in_flight >= int(self.limit):
                 return False
@@ -58,8 +62,16 @@ class Pace:
             self.peak = max(self.peak, self.in_flight)
             return True
 
+    def stays(self) -> bool:
+        """Whether a read may follow one that is done; if not, the caller leaves."""
+        with self._lock:
+            if self.in_flight > int(self.limit):
+                return False
+            self._was_full |= self.in_flight >= int(self.limit)
+            return True
+
     def leave(self) -> None:
-        """Count one request less."""
+        """Count one read less."""
         with self._lock:
             self.in_flight -= 1
 
@@ -99,25 +111,23 @@ class Pace:
 class PacedThreads:
     """Threads for work that begins with a request: no more at once than the pace allows.
 
-    What has to wait is a queued future, not a thread, so it can be canceled, and there are no more
-    threads than there were requests in flight.
+    What has to wait is a queued future, not a thread, so it can be canceled. A thread that is done
+    goes on with what is next: to wake another costs more than the work of a small chunk.
 
     Parameters
     ----------
     pace
         The bound.
-    n_more
-        Threads beside those with a request in flight, for work that has got its answer.
     """
 
-    def __init__(self, pace: Pace, n_more: int) -> None:
+    def __init__(self, pace: Pace) -> None:
         self.pace = pace
-        self._queue: deque[tuple[Future[Any], Callable[..., Any], tuple[Any, ...]]] = deque()
+        self._queue: deque[_Item] = deque()
         self._lock = threading.Lock()
-        self._threads = ThreadPoolExecutor(pace.ceiling + n_more, thread_name_prefix="bec-read")
+        self._threads = ThreadPoolExecutor(pace.ceiling, thread_name_prefix="bec-read")
 
     def submit(self, work: Callable[..., T], *arguments: Any) -> Future[T]:
-        """Run ``work(*arguments, leave)`` in its turn; it calls ``leave`` when it has its answer."""
+        """Run ``work(*arguments)`` in its turn."""
         future: Future[T] = Future()
         with self._lock:
             self._queue.append((future, work, arguments))
@@ -133,35 +143,35 @@ class PacedThreads:
         self._threads.shutdown(wait=True, cancel_futures=True)
 
     def _begin_more(self) -> None:
+        """Begin what waits, each in a thread, as far as the pace allows."""
         while True:
             with self._lock:
-                while self._queue and self._queue[0][0].cancelled():
-                    self._queue.popleft()
                 if not self._queue or not self.pace.enter():
                     return
-                next_one = self._queue.popleft()
-            self._threads.submit(self._run, *next_one)
+                item = self._queue.popleft()
+            self._threads.submit(self._run, item)
 
-    def _run(
-        self, future: Future[Any], work: Callable[..., Any], arguments: tuple[Any, ...]
-    ) -> None:
-        has_left = False
+    def _run(self, item: _Item | None) -> None:
+        while item is not None:
+            _finish(*item)
+            item = self._go_on()
+            self._begin_more()  # there may be room for more than before
 
-        def leave() -> None:
-            nonlocal has_left
-            if not has_left:
-                has_left = True
-                self.pace.leave()
-                self._begin_more()
+    def _go_on(self) -> _Item | None:
+        """Return what is next, or count one thread less."""
+        with self._lock:
+            if self._queue and self.pace.stays():
+                return self._queue.popleft()
+            self.pace.leave()
+            return None
 
-        if not future.set_running_or_notify_cancel():
-            leave()
-            return
-        try:
-            result = work(*arguments, leave)
-        except BaseException as error:  # noqa: BLE001  # handed to whoever waits for the future
-            leave()
-            future.set_exception(error)
-        else:
-            leave()
-            future.set_result(result)
+
+def _finish(future: Future[Any], work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        result = work(*arguments)
+    except BaseException as error:  # noqa: BLE001  # handed to whoever waits for the future
+        future.set_exception(error)
+    else:
+        future.set_result(result)

@@ -1,0 +1,280 @@
+"""Ranges read straight from a socket: the plain case, and every other, against scripted servers."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import ssl
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from bigearth_cube.errors import NotFoundError, StorageError
+from bigearth_cube.ranges import BusyError, NotPlainError, RangeReader
+from bigearth_cube.storage import Storage
+
+OBJECT = bytes(range(256)) * 40
+Script = Callable[[BaseHTTPRequestHandler, int], None]
+"""What a server does with a request, told which one it is, from 0."""
+
+
+class Server(ThreadingHTTPServer):
+    """A server that does what its script says, and counts."""
+
+    daemon_threads = True  # a connection that stays open has one that waits for more
+    block_on_close = False
+
+    def __init__(self, script: Script) -> None:
+        self.paths: list[str] = []
+        self.ranges: list[str | None] = []
+        self.n_connections = 0
+        lock = threading.Lock()
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def setup(self) -> None:
+                super().setup()
+                with lock:
+                    served.n_connections += 1
+
+            def do_GET(self) -> None:
+                with lock:
+                    served.paths.append(self.path)
+                    served.ranges.append(self.headers["Range"])
+                    number = len(served.paths) - 1
+                script(self, number)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        served = self
+        super().__init__(("127.0.0.1", 0), Handler)
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+@contextmanager
+def serving(script: Script) -> Iterator[Server]:
+    with Server(script) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def part(request: BaseHTTPRequestHandler, number: int = 0) -> None:
+    """Answer as a server should."""
+    first, last = (int(x) for x in request.headers["Range"].removeprefix("bytes=").split("-"))
+    body = OBJECT[first : last + 1]
+    request.send_response(206)
+    request.send_header("Content-Range", f"bytes {first}-{first + len(body) - 1}/{len(OBJECT)}")
+    request.send_header("Content-Length", str(len(body)))
+    request.end_headers()
+    request.wfile.write(body)
+
+
+def refusal(status: int) -> Script:
+    def script(request: BaseHTTPRequestHandler, number: int) -> None:
+        request.send_response(status)
+        request.send_header("Content-Length", "0")
+        request.end_headers()
+
+    return script
+
+
+def test_ranges_come_into_the_room_given_over_one_connection() -> None:
+    with serving(part) as server:
+        reader = RangeReader(lambda key: f"{server.url}/{key}?signed=1")
+        room = bytearray(5000)
+        for start, end in ((0, 5000), (77, 80), (9000, 10240)):
+            got = reader.read("a/b", start, end, lambda n: memoryview(room)[:n])
+            assert got == OBJECT[start:end]
+            assert got.obj is room
+        assert reader.read("a/b", 10000, 20000, None) == OBJECT[10000:]
+    assert server.paths == ["/a/b?signed=1"] * 4
+    assert server.n_connections == 1
+
+
+def test_a_connection_that_was_closed_since_is_no_fault() -> None:
+    def once(request: BaseHTTPRequestHandler, number: int) -> None:
+        part(request)
+        request.close_connection = True  # and does not say so
+
+    with serving(once) as server:
+        reader = RangeReader(lambda key: f"{server.url}/{key}")
+        for _ in range(3):
+            assert reader.read("a", 1, 9, None) == OBJECT[1:9]
+    assert server.n_connections == 3
+
+
+def test_requests_at_once_have_a_connection_each_and_leave_it_to_the_next() -> None:
+    together = threading.Barrier(4)
+
+    def wait(request: BaseHTTPRequestHandler, number: int) -> None:
+        together.wait(30)
+        part(request)
+
+    with serving(wait) as server:
+        reader, found = RangeReader(lambda key: f"{server.url}/{key}"), []
+
+        def read() -> None:
+            found.extend(reader.read("a", 5, 4000, None) == OBJECT[5:4000] for _ in range(5))
+
+        threads = [threading.Thread(target=read) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+    assert found == [True] * 20
+    assert server.n_connections <= 8  # one may ask again before another has given its own back
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 503])
+def test_what_is_busy_is_to_be_asked_again(status: int) -> None:
+    with serving(refusal(status)) as server, pytest.raises(BusyError) as caught:
+        RangeReader(lambda key: f"{server.url}/{key}").read("a", 0, 9, None)
+    assert caught.value.status == status
+
+
+def test_a_body_that_ends_before_its_length_is_to_be_asked_again() -> None:
+    def short(request: BaseHTTPRequestHandler, number: int) -> None:
+        request.send_response(206)
+        request.send_header("Content-Range", "bytes 0-99/10240")
+        request.send_header("Content-Length", "100")
+        request.end_headers()
+        request.wfile.write(OBJECT[:60])
+        request.close_connection = True
+
+    with serving(short) as server, pytest.raises(BusyError, match="60 of 100 bytes"):
+        RangeReader(lambda key: f"{server.url}/{key}").read("a", 0, 100, None)
+
+
+@pytest.mark.parametrize("status", [400, 403, 404, 416])
+def test_what_is_refused_for_good_is_left_to_another(status: int) -> None:
+    with serving(refusal(status)) as server:
+        reader = RangeReader(lambda key: f"{server.url}/{key}")
+        for _ in range(2):
+            with pytest.raises(NotPlainError, match=str(status)):
+                reader.read("a", 0, 9, None)
+    assert len(server.paths) == 2  # the next object may be there
+
+
+@pytest.mark.parametrize("header", ["bytes 8-16/10240", "", "items 0-8/9"])
+def test_another_range_than_asked_for_is_not_taken(header: str) -> None:
+    def other(request: BaseHTTPRequestHandler, number: int) -> None:
+        request.send_response(206)
+        request.send_header("Content-Range", header)
+        request.send_header("Content-Length", "9")
+        request.end_headers()
+        request.wfile.write(OBJECT[:9])
+
+    with serving(other) as server, pytest.raises(NotPlainError, match="another range"):
+        RangeReader(lambda key: f"{server.url}/{key}").read("a", 0, 9, None)
+
+
+def test_a_server_that_sends_the_whole_object_is_asked_no_more(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def whole(request: BaseHTTPRequestHandler, number: int) -> None:
+        request.send_response(200)
+        request.send_header("Content-Length", str(len(OBJECT)))
+        request.end_headers()
+        request.wfile.write(OBJECT)
+
+    with serving(whole) as server, caplog.at_level(logging.WARNING):
+        reader = RangeReader(lambda key: f"{server.url}/{key}")
+        for _ in range(3):
+            with pytest.raises(NotPlainError):
+                reader.read("a", 0, 9, None)
+    assert len(server.paths) == 1
+    assert [record.getMessage() for record in caplog.records] == [
+        "ranges are read through obstore, at more cost: status 200"
+    ]
+
+
+def test_a_proxy_is_left_to_obstore(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with serving(part) as server:
+        assert RangeReader(lambda _: server.url).read("a", 0, 9, None) == OBJECT[:9]
+        monkeypatch.setenv("no_proxy", "")
+        with pytest.raises(NotPlainError, match="proxy"):
+            RangeReader(lambda _: server.url).read("a", 0, 9, None)
+
+
+def test_a_certificate_of_nobody_known_is_refused_and_taken_where_it_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
+    command += ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
+    command += ["-keyout", str(key), "-out", str(certificate)]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except FileNotFoundError:
+        pytest.skip("needs the program openssl")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with Server(part) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            url = server.url.replace("http:", "https:")
+            with pytest.raises(NotPlainError, match="CERTIFICATE_VERIFY_FAILED"):
+                RangeReader(lambda _: url).read("a", 0, 9, None)
+            monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+            assert RangeReader(lambda _: url).read("a", 7, 9000, None) == OBJECT[7:9000]
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_storage_asks_again_what_was_refused_or_broke_and_tells_of_it() -> None:
+    def later(request: BaseHTTPRequestHandler, number: int) -> None:
+        if number == 0:
+            refusal(503)(request, number)
+        elif number == 1:
+            request.connection.shutdown(socket.SHUT_RDWR)
+        else:
+            part(request)
+
+    told: list[int] = []
+    with serving(later) as server:
+        got = Storage(server.url).read_range("a", 3, 700, on_retry=lambda: told.append(1))
+    assert bytes(got) == OBJECT[3:700]
+    assert 1 <= len(told) <= 2
+
+
+def test_storage_says_what_it_says_without_the_short_way() -> None:
+    with serving(refusal(404)) as server, pytest.raises(NotFoundError, match="no object at"):
+        Storage(server.url).read_range("a", 0, 9)
+    with serving(refusal(403)) as server, pytest.raises(StorageError, match="access denied"):
+        Storage(server.url).read_range("a", 0, 9)
+
+
+def test_an_address_is_signed_with_the_keys_or_bare_where_anybody_may_read() -> None:
+    with serving(part) as server:
+        keys = {"key": "K", "secret": "S", "token": "T", "requester_pays": True}
+        for options in ({"anon": True}, keys):
+            storage = Storage("s3://bucket/a b", {"endpoint_url": server.url} | options)
+            assert bytes(storage.read_range("c/0/0", 5, 6000)) == OBJECT[5:6000]
+    bare, signed = server.paths
+    assert bare == "/bucket/a%20b/c/0/0"
+    assert signed.startswith(bare + "?")
+    for expected in ("X-Amz-Credential=K%2F", "X-Amz-Security-Token=T", "X-Amz-Signature="):
+        assert expected in signed
+    assert "x-amz-request-payer=requester" in signed
+    assert server.ranges == ["bytes=5-5999"] * 2
