@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import http.client
 import logging
+import socket
 import ssl
+import struct
 import urllib.request
 import weakref
 from collections import deque
@@ -90,10 +92,14 @@ class RangeReader:
         while True:
             connection, is_new = self._connection(url)
             try:
+                if is_new:
+                    _connect(connection)
                 connection.request("GET", _target(url), headers=headers)
                 return connection, connection.getresponse()
             except (OSError, http.client.HTTPException) as error:
                 connection.close()
+                if isinstance(error, TimeoutError):
+                    raise BusyError(f"no answer within {_TIMEOUT_S:.0f} s") from None
                 if isinstance(error, ssl.SSLError):
                     self._refuse(str(error))
                 if is_new:
@@ -109,11 +115,12 @@ class RangeReader:
         if _has_proxy(url):
             self._refuse("a proxy is set")
         if url.scheme == "http":
-            return http.client.HTTPConnection(url.hostname, url.port, timeout=_TIMEOUT_S), True
-        self._context = self._context or ssl.create_default_context()
-        connection = http.client.HTTPSConnection(
-            url.hostname, url.port, timeout=_TIMEOUT_S, context=self._context
-        )
+            connection = http.client.HTTPConnection(url.hostname, url.port, timeout=_TIMEOUT_S)
+        else:
+            self._context = self._context or ssl.create_default_context()
+            connection = http.client.HTTPSConnection(
+                url.hostname, url.port, timeout=_TIMEOUT_S, context=self._context
+            )
         return connection, True
 
     def _body(
@@ -128,7 +135,7 @@ class RangeReader:
         try:
             n_bytes = _plain_bytes(answer, start, end)
             room = memoryview(bytearray(n_bytes)) if into is None else into(n_bytes)
-            _fill(room, answer)
+            _fill(room, answer, connection.sock)
             is_whole = True
         except (OSError, http.client.HTTPException) as error:
             raise BusyError(f"connection broke: {error}") from None
@@ -156,6 +163,13 @@ def _close_all(connections: deque[http.client.HTTPConnection]) -> None:
         connections.pop().close()
 
 
+def _connect(connection: http.client.HTTPConnection) -> None:
+    connection.connect()
+    # A socket with a timeout of Python's gives what is there; only one without waits for all.
+    limit = struct.pack("ll", int(_TIMEOUT_S), 0)
+    connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+
+
 def _has_proxy(url: SplitResult) -> bool:
     return url.scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(url.netloc)
 
@@ -164,13 +178,21 @@ def _target(url: SplitResult) -> str:
     return f"{url.path}?{url.query}" if url.query else url.path
 
 
-def _fill(room: memoryview, answer: http.client.HTTPResponse) -> None:
-    done = 0
+def _fill(room: memoryview, answer: http.client.HTTPResponse, open_socket: socket.socket) -> None:
+    """Read the body: what came with the head from the answer, the rest in as few calls as may be.
+
+    Each call gives the interpreter up and has to wait for it again.
+    """
+    done = answer.readinto(room[: len(answer.fp.peek())]) if room else 0
+    is_bare = not isinstance(open_socket, ssl.SSLSocket)
+    open_socket.settimeout(None if is_bare else _TIMEOUT_S)  # the kernel's own; see _connect
     while done < len(room):
-        n_bytes = answer.readinto(room[done:])
+        n_bytes = open_socket.recv_into(room[done:], 0, socket.MSG_WAITALL if is_bare else 0)
         if not n_bytes:
             raise BusyError(f"connection ended after {done} of {len(room)} bytes")
         done += n_bytes
+    open_socket.settimeout(_TIMEOUT_S)
+    answer.close()
 
 
 def _plain_bytes(answer: http.client.HTTPResponse, start: int, end: int) -> int:

@@ -30,7 +30,7 @@ Profile = Literal["default", "fast"]
 _COMPRESSORS: dict[str, tuple[str, int]] = {"default": ("zstd", 5), "fast": ("lz4", 5)}
 _SHUFFLES = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}
 _CRC_BYTES = 4
-_MISSING = np.uint64(2**64 - 1)
+_MISSING = 2**64 - 1
 
 # Workers encode one shard a thread; blosc's own threads would also make the bytes depend on
 # which block ends first (zarr-python sets the same switch).
@@ -248,9 +248,10 @@ def chunk_place(
     CubeIntegrityError
         If it is not there. Cubes have none missing: what holds nothing is written too.
     """
-    if (index[at] == _MISSING).any():
+    offset, size = index[at].tolist()
+    if _MISSING in (offset, size):
         raise CubeIntegrityError(key, "chunk is missing from the shard; every one is written", rows)
-    return int(index[at, 0]), int(index[at, 1])
+    return offset, size
 
 
 def decode_chunk(

@@ -300,6 +300,7 @@ class Storage:
     def __init__(self, url: str | Path, storage_options: StorageOptions | None = None) -> None:
         self.url = normalized_url(url)
         self.options = dict(storage_options or {})
+        self._opened: tuple[_Backend, int] | None = None
         unknown = sorted(set(self.options) - set(_S3_OPTIONS))
         if unknown and not _is_for_fsspec(self.url):
             raise InvalidInputError(
@@ -314,9 +315,10 @@ class Storage:
 
     @property
     def _backend(self) -> _Backend:
-        backend, pid = _open_backend(
-            self.url, json.dumps(self.options, sort_keys=True, default=str)
-        )
+        if self._opened is None:
+            options = json.dumps(self.options, sort_keys=True, default=str)
+            self._opened = _open_backend(self.url, options)
+        backend, pid = self._opened
         refuse_fork(pid, f"{self.url} was opened")
         return backend
 

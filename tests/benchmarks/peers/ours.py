@@ -47,7 +47,7 @@ class Loaded:
         self._loader = loader
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        for batch in self._loader.epoch(epoch):
+        for batch in self._loader.epoch(epoch, then=epoch + 1):
             images = {g.removeprefix("s2/"): torch.from_numpy(x) for g, x in batch.images.items()}
             yield {"rows": torch.from_numpy(batch.rows), **images}
 
