@@ -178,20 +178,29 @@ def _target(url: SplitResult) -> str:
     return f"{url.path}?{url.query}" if url.query else url.path
 
 
-def _fill(room: memoryview, answer: http.client.HTTPResponse, open_socket: socket.socket) -> None:
+def _fill(
+    room: memoryview, answer: http.client.HTTPResponse, open_socket: socket.socket | None
+) -> None:
     """Read the body: what came with the head from the answer, the rest in as few calls as may be.
 
-    Each call gives the interpreter up and has to wait for it again.
+    Each call gives the interpreter up and has to wait for it again. Where the server will close
+    the connection, the socket belongs to the answer.
     """
+    receive: Callable[[memoryview], int] = answer.readinto
     done = answer.readinto(room[: len(answer.fp.peek())]) if room else 0
-    is_bare = not isinstance(open_socket, ssl.SSLSocket)
-    open_socket.settimeout(None if is_bare else _TIMEOUT_S)  # the kernel's own; see _connect
+    if isinstance(open_socket, ssl.SSLSocket):
+        receive = open_socket.recv_into
+    elif open_socket is not None:
+        bare = open_socket
+        bare.settimeout(None)  # the kernel has one, see _connect
+        receive = lambda part: bare.recv_into(part, 0, socket.MSG_WAITALL)
     while done < len(room):
-        n_bytes = open_socket.recv_into(room[done:], 0, socket.MSG_WAITALL if is_bare else 0)
+        n_bytes = receive(room[done:])
         if not n_bytes:
             raise BusyError(f"connection ended after {done} of {len(room)} bytes")
         done += n_bytes
-    open_socket.settimeout(_TIMEOUT_S)
+    if open_socket is not None:
+        open_socket.settimeout(_TIMEOUT_S)
     answer.close()
 
 

@@ -119,6 +119,41 @@ def test_a_connection_that_was_closed_since_is_no_fault() -> None:
     assert server.n_connections == 3
 
 
+@pytest.mark.parametrize("version", ["HTTP/1.0", "HTTP/1.1"])
+def test_a_server_that_closes_after_each_answer_is_asked_by_new_connections(version: str) -> None:
+    def last(request: BaseHTTPRequestHandler, number: int) -> None:
+        request.protocol_version = version
+        request.close_connection = True
+        part(request)
+
+    with serving(last) as server:
+        reader = RangeReader(lambda key: f"{server.url}/{key}")
+        for start, end in ((1, 9), (0, 10240), (500, 500 + 9000)):
+            assert reader.read("a", start, end, None) == OBJECT[start:end]
+    assert server.n_connections == 3
+
+
+def test_a_body_that_comes_drop_by_drop_comes_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(request: BaseHTTPRequestHandler, number: int) -> None:
+        request.send_response(206)
+        request.send_header("Content-Range", "bytes 0-10239/10240")
+        request.send_header("Content-Length", "10240")
+        request.end_headers()
+        for at in range(0, 10240, 2048):
+            request.wfile.write(OBJECT[at : at + 2048])
+            request.wfile.flush()
+            threading.Event().wait(0.02)
+            if number == 1:
+                threading.Event().wait(3)
+
+    monkeypatch.setattr("bigearth_cube.ranges._TIMEOUT_S", 1.0)
+    with serving(slow) as server:
+        reader = RangeReader(lambda key: f"{server.url}/{key}")
+        assert reader.read("a", 0, 10240, None) == OBJECT
+        with pytest.raises(BusyError, match=r"ended|broke"):  # a server that hangs
+            reader.read("a", 0, 10240, None)
+
+
 def test_requests_at_once_have_a_connection_each_and_leave_it_to_the_next() -> None:
     together = threading.Barrier(4)
 
