@@ -64,7 +64,7 @@ def test_slow_answers_leave_a_few_in_flight_and_refusals_one(
     pace = Pace(64)
     play(pace, 1, lambda n: 0.001)
     play(pace, 60, lambda n: 1.0)
-    assert pace.limit == 6
+    assert pace.limit == 4
     now = 1000.0
     monkeypatch.setattr("time.monotonic", lambda: now)
     for _ in range(9):

@@ -92,7 +92,8 @@ class BatchLoader:
         ``"threads"`` reads in this process; a Dask client reads on its workers, a block a
         task. Order and bytes are the same.
     threads
-        Chunks decoded at once in each process that reads; as many as it has cores where None.
+        Chunks decoded at once in each process that reads. Where None, twice as many as it has
+        cores; for local files, which are read by the same threads, one more than cores.
     max_requests
         Requests in flight in each process that reads, at most. How many there are follows from
         how quickly storage answers.

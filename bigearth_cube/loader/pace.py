@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 _Item = tuple[Future[Any], Callable[..., Any], tuple[Any, ...]]
 MAX_REQUESTS = 64
-_FLOOR = 6
-"""Slow answers alone never go below: two cores decode two and keep a fast origin busy with four."""
+_FLOOR = 4
+"""Slow answers alone never go below: two cores that decode keep a fast origin busy with four."""
 _START = 8
 _CROWDED, _AT_EASE = 2.0, 1.5
 """Times the quickest answer of that size: above, requests queue somewhere; below, there is room."""
