@@ -13,21 +13,25 @@ import logging
 import socket
 import ssl
 import struct
+import time
 import urllib.request
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from http import HTTPStatus
-from typing import NoReturn
 from urllib.parse import SplitResult, urlsplit
 
 Room = Callable[[int], memoryview]
-_TIMEOUT_S = 30.0
+_CONNECT_S, _SILENCE_S, _REQUEST_S = 5.0, 10.0, 30.0
+"""To be connected, without a byte, and for a request in all; as long as reads are repeated."""
+_KEPT_S = 15.0
+"""Servers and what stands between close idle connections after 20 s or more, some without a word."""
 _logger = logging.getLogger(__name__)
 
 
 class NotPlainError(Exception):
-    """The server gave something else than the range; says what."""
+    """The server gave something else than the range, or is reached in another way; says what."""
 
 
 class BusyError(Exception):
@@ -58,7 +62,7 @@ class RangeReader:
 
     def __init__(self, address: Callable[[str], str]) -> None:
         self._address = address
-        self._idle: deque[http.client.HTTPConnection] = deque()
+        self._idle: deque[tuple[http.client.HTTPConnection, float]] = deque()
         self._context: ssl.SSLContext | None = None
         self._is_refused = False
         weakref.finalize(self, _close_all, self._idle)
@@ -86,42 +90,54 @@ class RangeReader:
         connection, answer = self._ask(url, {"Range": f"bytes={start}-{end - 1}"})
         return self._body(connection, answer, start, end, into)
 
+    def refuse(self, reason: str) -> None:
+        """Be asked no more: what was no plain answer here is one to a request of another kind."""
+        if not self._is_refused:
+            _logger.warning("ranges are read through obstore, at more cost: %s", reason)
+        self._is_refused = True
+
     def _ask(
         self, url: SplitResult, headers: Mapping[str, str]
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
         while True:
-            connection, is_new = self._connection(url)
+            connection = self._kept()
+            is_new = connection is None
+            if connection is None:
+                connection = self._new(url)
             try:
                 if is_new:
                     _connect(connection)
                 connection.request("GET", _target(url), headers=headers)
                 return connection, connection.getresponse()
-            except (OSError, http.client.HTTPException) as error:
+            except ssl.SSLCertVerificationError as error:
                 connection.close()
-                if isinstance(error, TimeoutError):
-                    raise BusyError(f"no answer within {_TIMEOUT_S:.0f} s") from None
-                if isinstance(error, ssl.SSLError):
-                    self._refuse(str(error))
+                raise NotPlainError(str(error)) from None  # obstore may know who signed it
+            except OSError as error:
+                connection.close()
+                if is_new:
+                    raise BusyError(f"{url.scheme}://{url.netloc}: {error}") from None
+            except (http.client.HTTPException, ValueError) as error:
+                connection.close()
                 if is_new:
                     raise NotPlainError(str(error)) from None
-            # The server has closed it since; another is still open, or a new one is made.
+            # It was closed since, or is dead; another is still open, or a new one is made.
 
-    def _connection(self, url: SplitResult) -> tuple[http.client.HTTPConnection, bool]:
-        try:
-            return self._idle.pop(), False
-        except IndexError:
-            pass
-        assert url.hostname is not None
+    def _kept(self) -> http.client.HTTPConnection | None:
+        with suppress(IndexError):
+            connection, since = self._idle.pop()
+            if time.monotonic() - since < _KEPT_S:
+                return connection
+            connection.close()
+            _close_all(self._idle)  # they are older
+        return None
+
+    def _new(self, url: SplitResult) -> http.client.HTTPConnection:
         if _has_proxy(url):
-            self._refuse("a proxy is set")
+            raise NotPlainError("a proxy is set")
         if url.scheme == "http":
-            connection = http.client.HTTPConnection(url.hostname, url.port, timeout=_TIMEOUT_S)
-        else:
-            self._context = self._context or ssl.create_default_context()
-            connection = http.client.HTTPSConnection(
-                url.hostname, url.port, timeout=_TIMEOUT_S, context=self._context
-            )
-        return connection, True
+            return http.client.HTTPConnection(url.netloc, timeout=_CONNECT_S)
+        self._context = self._context or ssl.create_default_context()
+        return http.client.HTTPSConnection(url.netloc, timeout=_CONNECT_S, context=self._context)
 
     def _body(
         self,
@@ -139,39 +155,31 @@ class RangeReader:
             is_whole = True
         except (OSError, http.client.HTTPException) as error:
             raise BusyError(f"connection broke: {error}") from None
-        except NotPlainError as error:
-            if answer.status == HTTPStatus.OK or 300 <= answer.status < 400:
-                self._refuse(str(error))
-            raise
         finally:
             if is_whole and not answer.will_close:
-                self._idle.append(connection)
+                self._idle.append((connection, time.monotonic()))
             else:
                 connection.close()
         return room
 
-    def _refuse(self, reason: str) -> NoReturn:
-        """Leave this server to obstore from now on."""
-        if not self._is_refused:
-            _logger.warning("ranges are read through obstore, at more cost: %s", reason)
-        self._is_refused = True
-        raise NotPlainError(reason)
 
-
-def _close_all(connections: deque[http.client.HTTPConnection]) -> None:
-    while connections:
-        connections.pop().close()
+def _close_all(connections: deque[tuple[http.client.HTTPConnection, float]]) -> None:
+    with suppress(IndexError):
+        while True:
+            connections.pop()[0].close()
 
 
 def _connect(connection: http.client.HTTPConnection) -> None:
     connection.connect()
+    connection.sock.settimeout(_SILENCE_S)
     # A socket with a timeout of Python's gives what is there; only one without waits for all.
-    limit = struct.pack("ll", int(_TIMEOUT_S), 0)
+    limit = struct.pack("ll", int(_SILENCE_S), int(_SILENCE_S % 1 * 1e6))
     connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
 
 
 def _has_proxy(url: SplitResult) -> bool:
-    return url.scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(url.netloc)
+    is_set = {url.scheme, "all"} & urllib.request.getproxies().keys()
+    return bool(is_set) and not urllib.request.proxy_bypass(url.netloc)
 
 
 def _target(url: SplitResult) -> str:
@@ -194,13 +202,16 @@ def _fill(
         bare = open_socket
         bare.settimeout(None)  # the kernel has one, see _connect
         receive = lambda part: bare.recv_into(part, 0, socket.MSG_WAITALL)
+    end = time.monotonic() + _REQUEST_S
     while done < len(room):
+        if time.monotonic() > end:
+            raise BusyError(f"{done} of {len(room)} bytes came within {_REQUEST_S:.0f} s")
         n_bytes = receive(room[done:])
         if not n_bytes:
             raise BusyError(f"connection ended after {done} of {len(room)} bytes")
         done += n_bytes
     if open_socket is not None:
-        open_socket.settimeout(_TIMEOUT_S)
+        open_socket.settimeout(_SILENCE_S)
     answer.close()
 
 

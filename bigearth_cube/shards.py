@@ -276,7 +276,9 @@ def decode_chunk(
         If the checksum fails or the bytes do not decode to exactly one chunk.
     """
     body = _checked(data, key, rows) if layout.checksum else memoryview(data).cast("B")
-    assert out.flags.c_contiguous  # else reshape would decode into a copy and lose it
+    # Else reshape would decode into a copy and lose it; python-blosc would write to what is not.
+    assert out.flags.c_contiguous
+    assert out.flags.writeable
     target = out.reshape(-1).view(np.uint8)
     try:
         if layout.compressor is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 
@@ -95,25 +97,62 @@ def test_a_ceiling_below_the_floor_holds() -> None:
 
 def test_a_thread_goes_on_with_what_is_next_and_leaves_where_there_is_less_room() -> None:
     pace = Pace(4)
-    threads, names, go_on = PacedThreads(pace), [], threading.Event()
+    threads, threads_seen, at_once, go_on = PacedThreads(pace), [], [], threading.Event()
+    running = 0
+    lock = threading.Lock()
 
     def work(number: int) -> None:
-        names.append(threading.current_thread().name)
+        nonlocal running
+        with lock:
+            threads_seen.append(threading.current_thread())
+            running += 1
+            at_once.append(running)
         assert go_on.wait(30)
         if number == 3:
             pace.limit = 1.0
+        threading.Event().wait(0.002)
+        with lock:
+            running -= 1
 
     futures = [threads.submit(work, number) for number in range(40)]
-    while len(names) < 4:
+    while len(threads_seen) < 4:
         threading.Event().wait(0.001)
     assert pace.in_flight == 4
     go_on.set()
     for future in futures:
         future.result(30)
-    assert len(set(names)) == 4
+    assert len(set(threads_seen)) == 4
+    assert max(at_once) == pace.peak == 4
+    assert set(at_once[-30:]) == {1}
     threads.close()
     assert pace.in_flight == 0
-    assert pace.peak == 4
+
+
+def test_what_has_not_begun_is_canceled_by_closing_and_nothing_is_left_pending() -> None:
+    for _ in range(200):
+        threads = PacedThreads(Pace(4))
+        futures = [threads.submit(threading.Event().wait, 0.0001) for _ in range(12)]
+        threads.close()
+        assert all(future.done() for future in futures)
+        assert threads.submit(int).cancelled()
+        assert threads.pace.in_flight == 0
+
+
+def test_a_process_that_ends_begins_nothing_more() -> None:
+    script = """
+import sys, time
+from bigearth_cube.loader.pace import Pace, PacedThreads
+threads = PacedThreads(Pace(2))
+def work():
+    time.sleep(0.05)
+    print("done", flush=True)
+for _ in range(100):
+    threads.submit(work)
+"""
+    command = [sys.executable, "-c", script]
+    ran = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.count("done") <= 4
 
 
 def test_work_waits_as_a_future_that_can_be_canceled_and_begins_in_turn() -> None:

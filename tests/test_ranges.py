@@ -140,18 +140,39 @@ def test_a_body_that_comes_drop_by_drop_comes_whole(monkeypatch: pytest.MonkeyPa
         request.send_header("Content-Length", "10240")
         request.end_headers()
         for at in range(0, 10240, 2048):
-            request.wfile.write(OBJECT[at : at + 2048])
-            request.wfile.flush()
+            try:
+                request.wfile.write(OBJECT[at : at + 2048])
+            except OSError:  # it was given up
+                return
             threading.Event().wait(0.02)
             if number == 1:
                 threading.Event().wait(3)
 
-    monkeypatch.setattr("bigearth_cube.ranges._TIMEOUT_S", 1.0)
+    monkeypatch.setattr("bigearth_cube.ranges._SILENCE_S", 1.0)
     with serving(slow) as server:
         reader = RangeReader(lambda key: f"{server.url}/{key}")
         assert reader.read("a", 0, 10240, None) == OBJECT
         with pytest.raises(BusyError, match=r"ended|broke"):  # a server that hangs
             reader.read("a", 0, 10240, None)
+
+
+def test_a_body_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    def endless(request: BaseHTTPRequestHandler, number: int) -> None:
+        request.send_response(206)
+        request.send_header("Content-Range", "bytes 0-10239/10240")
+        request.send_header("Content-Length", "10240")
+        request.end_headers()
+        for at in range(10240):
+            try:
+                request.wfile.write(OBJECT[at : at + 1])
+            except OSError:
+                return
+            threading.Event().wait(0.05)
+
+    monkeypatch.setattr("bigearth_cube.ranges._SILENCE_S", 0.2)
+    monkeypatch.setattr("bigearth_cube.ranges._REQUEST_S", 0.5)
+    with serving(endless) as server, pytest.raises(BusyError, match="of 10240 bytes came within"):
+        RangeReader(lambda key: f"{server.url}/{key}").read("a", 0, 10240, None)
 
 
 def test_requests_at_once_have_a_connection_each_and_leave_it_to_the_next() -> None:
@@ -219,34 +240,96 @@ def test_another_range_than_asked_for_is_not_taken(header: str) -> None:
         RangeReader(lambda key: f"{server.url}/{key}").read("a", 0, 9, None)
 
 
-def test_a_server_that_sends_the_whole_object_is_asked_no_more(
+def test_a_server_that_only_obstore_can_read_is_left_to_it(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    def whole(request: BaseHTTPRequestHandler, number: int) -> None:
-        request.send_response(200)
-        request.send_header("Content-Length", str(len(OBJECT)))
-        request.end_headers()
-        request.wfile.write(OBJECT)
+    def no_queries(request: BaseHTTPRequestHandler, number: int) -> None:
+        (refusal(403) if "?" in request.path else part)(request, number)
 
-    with serving(whole) as server, caplog.at_level(logging.WARNING):
-        reader = RangeReader(lambda key: f"{server.url}/{key}")
+    keys = {"key": "K", "secret": "S"}
+    with serving(no_queries) as server, caplog.at_level(logging.WARNING):
+        storage = Storage("s3://bucket", {"endpoint_url": server.url} | keys)
         for _ in range(3):
-            with pytest.raises(NotPlainError):
-                reader.read("a", 0, 9, None)
-    assert len(server.paths) == 1
+            assert bytes(storage.read_range("a", 7, 70)) == OBJECT[7:70]
+    assert len(server.paths) == 4
     assert [record.getMessage() for record in caplog.records] == [
-        "ranges are read through obstore, at more cost: status 200"
+        "ranges are read through obstore, at more cost: status 403"
     ]
 
 
-def test_a_proxy_is_left_to_obstore(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+def test_a_redirect_is_followed_by_obstore() -> None:
+    def moved(request: BaseHTTPRequestHandler, number: int) -> None:
+        if request.path == "/there":
+            part(request)
+            return
+        request.send_response(307)
+        request.send_header("Location", "/there")
+        request.send_header("Content-Length", "0")
+        request.end_headers()
+
+    with serving(moved) as server:
+        for _ in range(2):
+            assert bytes(Storage(server.url).read_range("a", 7, 70)) == OBJECT[7:70]
+    assert server.paths == ["/a", "/a", "/there", "/a", "/there"]
+
+
+@pytest.mark.parametrize("name", ["http_proxy", "all_proxy"])
+def test_a_proxy_is_left_to_obstore(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "http://127.0.0.1:1")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with serving(part) as server:
         assert RangeReader(lambda _: server.url).read("a", 0, 9, None) == OBJECT[:9]
         monkeypatch.setenv("no_proxy", "")
         with pytest.raises(NotPlainError, match="proxy"):
             RangeReader(lambda _: server.url).read("a", 0, 9, None)
+
+
+@pytest.mark.parametrize(
+    ("place", "path"),
+    [
+        ("", "/c/0%20%C3%9F"),
+        ("/gr\u00f6sse/a b", "/gr%C3%B6sse/a%20b/c/0%20%C3%9F"),
+        ("/a%20b", "/a%20b/c/0%20%C3%9F"),
+        ("/a?sig=x%2F", "/a/c/0%20%C3%9F?sig=x%2F"),
+    ],
+)
+def test_a_web_address_may_hold_what_addresses_hold(place: str, path: str) -> None:
+    with serving(part) as server:
+        assert bytes(Storage(server.url + place).read_range("c/0 \u00df", 1, 9)) == OBJECT[1:9]
+    assert server.paths == [path]
+
+
+def test_a_connection_that_died_without_a_word_costs_a_wait_and_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: set[int] = set()
+
+    def once_a_connection(request: BaseHTTPRequestHandler, number: int) -> None:
+        if id(request) in seen:
+            threading.Event().wait(5)  # whatever lies between has forgotten it
+            return
+        seen.add(id(request))
+        part(request)
+
+    monkeypatch.setattr("bigearth_cube.ranges._SILENCE_S", 0.3)
+    told: list[int] = []
+    with serving(once_a_connection) as server:
+        storage = Storage(server.url)
+        for _ in range(2):
+            got = storage.read_range("a", 3, 700, on_retry=lambda: told.append(1))
+            assert bytes(got) == OBJECT[3:700]
+    assert told == []
+    assert server.n_connections == 2
+
+
+def test_a_connection_does_not_rest_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(part) as server:
+        reader = RangeReader(lambda key: f"{server.url}/{key}")
+        reader.read("a", 0, 9, None)
+        monkeypatch.setattr("bigearth_cube.ranges._KEPT_S", 0.0)
+        for _ in range(2):
+            assert reader.read("a", 0, 9, None) == OBJECT[:9]
+    assert server.n_connections == 3
 
 
 def test_a_certificate_of_nobody_known_is_refused_and_taken_where_it_is_known(

@@ -1,8 +1,8 @@
 """Assemble the batches of epochs: keep blocks in flight, gather rows, give room back.
 
 Chunks are decoded into one arena a group, and a batch is one gather out of it, so memory is the
-arena's size (pool, prefetch and one batch), whatever the size of the archive. Of a chunk that
-holds few of the wanted rows, only those are kept.
+arena's size (a pool, and what is read ahead) and that of a few batches, whatever the size of the
+archive. Of a chunk that holds few of the wanted rows, only those are kept.
 """
 
 from __future__ import annotations

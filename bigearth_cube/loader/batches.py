@@ -95,8 +95,8 @@ class BatchLoader:
         Chunks decoded at once in each process that reads. Where None, twice as many as it has
         cores; for local files, which are read by the same threads, one more than cores.
     max_requests
-        Requests in flight in each process that reads, at most. How many there are follows from
-        how quickly storage answers.
+        Reads under way in each process that reads, at most. How many there are follows from how
+        quickly storage answers; local files have one a thread that decodes.
     cache_bytes
         Keep stored chunks in memory, as they came, up to so many bytes: later epochs ask storage
         for the others only. Not with a Dask client, whose workers each get other chunks every

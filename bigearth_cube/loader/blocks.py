@@ -45,7 +45,7 @@ class Counters:
     bytes
         Of chunks and indices received.
     in_flight
-        Requests under way at once in one process, at most.
+        Reads under way at once in one process, at most: requested, or being decoded.
     cache_hits
         Chunks that were in memory, so that none was sent.
     decode_s
@@ -246,7 +246,7 @@ class BlockReader:
         self._threads = PacedThreads(self._pace)
         self._answers: deque[Answer] = deque()
         # Who holds one may decode. It is also the room for chunks of which not all is kept.
-        self._rooms: queue.SimpleQueue[dict[str, NDArray[Any]]] = queue.SimpleQueue()
+        self._rooms: queue.LifoQueue[dict[str, NDArray[Any]]] = queue.LifoQueue()
         for _ in range(n_decoders):
             self._rooms.put({})
         self._cache = ChunkCache(cache_bytes) if cache_bytes else None

@@ -180,7 +180,7 @@ class DaskEngine:
 
     @property
     def blocks_ahead(self) -> int:
-        """One for each worker and one more, so that none waits for the batches' pace."""
+        """One for each worker and one more, so that none waits for the batches' pace; at least four."""
         return max(_AHEAD, min(1 + len(self._workers()), _MOST_AHEAD))
 
     def allocate(self, n_rows: int) -> dict[str, NDArray[Any]]:

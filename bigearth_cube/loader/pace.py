@@ -6,7 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -123,47 +123,55 @@ class PacedThreads:
     def __init__(self, pace: Pace) -> None:
         self.pace = pace
         self._queue: deque[_Item] = deque()
+        self._is_closed = False
         self._lock = threading.Lock()
-        self._threads = ThreadPoolExecutor(pace.ceiling, thread_name_prefix="bec-read")
+        self._threads: set[threading.Thread] = set()
 
     def submit(self, work: Callable[..., T], *arguments: Any) -> Future[T]:
-        """Run ``work(*arguments)`` in its turn."""
+        """Run ``work(*arguments)`` in its turn; once closed, what comes back is canceled."""
         future: Future[T] = Future()
         with self._lock:
+            if self._is_closed:
+                future.cancel()
+                return future
             self._queue.append((future, work, arguments))
-        self._begin_more()
+            self._begin_more()
         return future
 
     def close(self) -> None:
         """Cancel what waits, and wait for what runs."""
         with self._lock:
+            self._is_closed = True
             waiting, self._queue = self._queue, deque()
+            running = list(self._threads)
         for future, *_ in waiting:
             future.cancel()
-        self._threads.shutdown(wait=True, cancel_futures=True)
+        for thread in running:
+            thread.join()
 
     def _begin_more(self) -> None:
-        """Begin what waits, each in a thread, as far as the pace allows."""
-        while True:
-            with self._lock:
-                if not self._queue or not self.pace.enter():
-                    return
-                item = self._queue.popleft()
-            self._threads.submit(self._run, item)
+        """Begin what waits, each in a thread, as far as the pace allows; holds the lock."""
+        while self._queue and not self._is_closed and self.pace.enter():
+            item = self._queue.popleft()
+            thread = threading.Thread(target=self._run, args=(item,), name="bec-read", daemon=True)
+            self._threads.add(thread)
+            thread.start()
 
     def _run(self, item: _Item | None) -> None:
         while item is not None:
             _finish(*item)
             item = self._go_on()
-            self._begin_more()  # there may be room for more than before
 
     def _go_on(self) -> _Item | None:
         """Return what is next, or count one thread less."""
         with self._lock:
-            if self._queue and self.pace.stays():
-                return self._queue.popleft()
-            self.pace.leave()
-            return None
+            if not self._queue or not self.pace.stays():
+                self.pace.leave()
+                self._threads.discard(threading.current_thread())
+                return None
+            item = self._queue.popleft()
+            self._begin_more()  # there may be room for more than before
+            return item
 
 
 def _finish(future: Future[Any], work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
