@@ -114,6 +114,8 @@ class RangeReader:
                 raise NotPlainError(str(error)) from None  # obstore may know who signed it
             except OSError as error:
                 connection.close()
+                if isinstance(error, TimeoutError):
+                    _close_all(self._idle)  # dead as well, as like as not
                 if is_new:
                     raise BusyError(f"{url.scheme}://{url.netloc}: {error}") from None
             except (http.client.HTTPException, ValueError) as error:

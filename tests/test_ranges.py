@@ -322,6 +322,32 @@ def test_a_connection_that_died_without_a_word_costs_a_wait_and_no_more(
     assert server.n_connections == 2
 
 
+def test_connections_that_died_together_cost_one_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: set[int] = set()
+    together = threading.Barrier(4)
+
+    def once_a_connection(request: BaseHTTPRequestHandler, number: int) -> None:
+        if id(request) in seen:
+            threading.Event().wait(5)
+            return
+        seen.add(id(request))
+        if number < 4:
+            together.wait(30)
+        part(request)
+
+    monkeypatch.setattr("bigearth_cube.ranges._SILENCE_S", 0.4)
+    with serving(once_a_connection) as server:
+        reader = RangeReader(lambda key: f"{server.url}/{key}")
+        arguments = ("a", 3, 700, None)
+        threads = [threading.Thread(target=reader.read, args=arguments) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        assert reader.read(*arguments) == OBJECT[3:700]
+    assert len(server.paths) == 6
+
+
 def test_a_connection_does_not_rest_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(part) as server:
         reader = RangeReader(lambda key: f"{server.url}/{key}")
