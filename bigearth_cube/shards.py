@@ -119,7 +119,7 @@ def zarr_codecs(dtype: str, profile: Profile) -> list[dict[str, Any]]:
             f"unknown profile {profile!r}; choose one of: {', '.join(_COMPRESSORS)}"
         )
     cname, clevel = _COMPRESSORS[profile]
-    blosc = {
+    options = {
         "typesize": 8 if profile == "fast" else np.dtype(dtype).itemsize,
         "cname": cname,
         "clevel": clevel,
@@ -128,7 +128,7 @@ def zarr_codecs(dtype: str, profile: Profile) -> list[dict[str, Any]]:
     }
     return [
         {"name": "bytes", "configuration": {"endian": "little"}},
-        {"name": "blosc", "configuration": blosc},
+        {"name": "blosc", "configuration": options},
         {"name": "crc32c"},
     ]
 

@@ -2,7 +2,8 @@
 
 The only room that knows object storage. S3, HTTP(S) and local paths go through obstore, whose
 requests cost a tenth of s3fs's CPU time, but for ranges, which cost less still (``ranges.py``);
-``memory://`` and every other scheme go through fsspec. Option names are fsspec's; they are translated here and nowhere else.
+``memory://`` and every other scheme go through fsspec. Option names are fsspec's; they are
+translated here and nowhere else.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from obstore import exceptions as obstore_errors
 from obstore.store import HTTPStore, LocalStore, S3Store
 
 from bigearth_cube.errors import InvalidInputError, NotFoundError, StorageError
-from bigearth_cube.ranges import BusyError, NotPlainError, RangeReader, Room
+from bigearth_cube.ranges import BusyError, NotPlainError, RangeReader, Room, is_busy
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig, S3Credential
@@ -55,7 +56,6 @@ _RETRY: RetryConfig = {
     "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=5)},
     "retry_timeout": timedelta(seconds=30),
 }
-_BUSY = (408, 429)
 _SIGNED_FOR = timedelta(minutes=15)
 _ENDPOINT = re.compile(r"https?://[\w.:\[\]-]+(/[\w./~-]*)?", re.ASCII)
 # obstore asks again when five minutes are left, so once a minute. That costs nothing until botocore
@@ -177,7 +177,7 @@ def _may_pass(error: Exception, attempt: int) -> bool:
     """Whether a request that failed may succeed when it is sent again."""
     text = _first_line(error)
     if status := re.search(r"status code: (\d{3})", text):
-        return int(status[1]) in _BUSY or int(status[1]) >= 500
+        return is_busy(int(status[1]))
     # An endpoint that cannot be reached at all is told within seconds.
     return attempt <= _RETRY["max_retries"]
 
@@ -644,7 +644,7 @@ def _s3_store(
     provider = None
     if "access_key_id" not in config and not config.get("skip_signature"):
         provider = _Credentials(options.get("profile"))
-    options = {
+    arguments = {
         "prefix": prefix or None,
         "credential_provider": provider,
         "client_options": {"allow_http": str(endpoint or "").startswith("http://")},
@@ -652,7 +652,7 @@ def _s3_store(
     }
 
     def new_store(retry: RetryConfig, **others: Any) -> Any:
-        return S3Store(bucket, retry_config=retry, **options | others)
+        return S3Store(bucket, retry_config=retry, **arguments | others)
 
     is_signed = not config.get("skip_signature")
     # Where an object is does not depend on the keys that its URL is signed with.
