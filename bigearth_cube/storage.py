@@ -203,7 +203,7 @@ class _LocalBackend(_ObstoreBackend):
         self, key: str, start: int, end: int, on_retry: OnRetry, into: Room | None
     ) -> Any:
         # In the calling thread: obstore would hand the read to threads of its own.
-        file = os.open(self._path / key, os.O_RDONLY)
+        file = os.open(os.path.join(self._path, key), os.O_RDONLY)
         try:
             room = memoryview(bytearray(end - start)) if into is None else into(end - start)
             done = 0

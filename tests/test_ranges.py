@@ -8,7 +8,7 @@ import ssl
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -100,6 +100,30 @@ def refusal(status: int) -> Script:
         request.end_headers()
 
     return script
+
+
+@contextmanager
+def answering(*pieces: bytes) -> Iterator[str]:
+    """Give each connection these bytes, piece by piece, and close it; yields where it listens."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            with suppress(OSError):  # it is closed
+                while True:
+                    connection, _ = listener.accept()
+                    with connection:
+                        connection.recv(4096)
+                        for piece in pieces:
+                            connection.sendall(piece)
+                            threading.Event().wait(0.02)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        try:
+            yield f"127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
 
 
 def test_ranges_come_into_the_room_given_over_one_connection() -> None:
@@ -197,6 +221,90 @@ def test_requests_at_once_have_a_connection_each_and_leave_it_to_the_next() -> N
             thread.join(30)
     assert found == [True] * 20
     assert server.n_connections <= 8  # one may ask again before another has given its own back
+
+
+HEAD = b"HTTP/1.1 206 Partial Content\r\nCONTENT-RANGE: bytes 0-8/9\r\ncontent-length:9\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        (HEAD + OBJECT[:9],),
+        (HEAD + OBJECT[:4], OBJECT[4:9]),
+        (HEAD, OBJECT[:9]),
+        (HEAD[:3], HEAD[3:50], HEAD[50:-1], HEAD[-1:] + OBJECT[:1], OBJECT[1:9]),
+        (HEAD.replace(b"206", b"206" + b" " * 20_000), OBJECT[:9]),
+        (b"HTTP/1.1 103 Early\r\nLink: <a>\r\n\r\n", HEAD, OBJECT[:9]),
+        (b"HTTP/1.1 100 Continue\r\n\r\n" + HEAD + OBJECT[:9],),
+    ],
+)
+def test_an_answer_may_come_in_any_pieces(pieces: tuple[bytes, ...]) -> None:
+    with answering(*pieces) as place:
+        assert RangeReader(lambda _: f"http://{place}/a").read("a", 0, 9, None) == OBJECT[:9]
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (b"220 a mail server, ready\r\n", "(?i)http"),
+        (b"HTTP/1.1 206 Partial\r\nX: " + b"x" * 100_000, "a head of more than 65536 bytes"),
+        (HEAD + OBJECT[:90], "(?i)expected"),
+        (HEAD.replace(b"length:9", b"length:9\r\nContent-Length: 8"), "(?i)content-length"),
+        (HEAD.replace(b"length:9", b"length:nine"), "(?i)content-length"),
+        (HEAD.replace(b"length:9", b"encoding: gzip\r\nContent-Length: 9"), "another length"),
+        (HEAD.replace(b"content-length:9", b"Transfer-Encoding: chunked"), "(?i)length"),
+        (HEAD.replace(b"content-length:9", b"Connection: close"), "another length"),
+        (b"HTTP/1.1 101 Switching\r\nUpgrade: h2c\r\nConnection: upgrade\r\n\r\n", r"\d"),
+    ],
+)
+def test_what_is_no_plain_answer_is_left_to_another(answer: bytes, reason: str) -> None:
+    with answering(answer) as place, pytest.raises(NotPlainError, match=reason):
+        RangeReader(lambda _: f"http://{place}/a").read("a", 0, 9, None)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:1/a b", "http://127.0.0.1:1/\u00df", "http://x:y/"]
+)
+def test_an_address_that_cannot_be_asked_is_left_to_another(url: str) -> None:
+    with answering() as place, pytest.raises(NotPlainError):
+        RangeReader(lambda _: url.replace("127.0.0.1:1", place)).read("a", 0, 9, None)
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_server_that_hangs_up_is_to_be_asked_again(scheme: str) -> None:
+    with answering() as place:
+        reader = RangeReader(lambda _: f"{scheme}://{place}/a")
+        for _ in range(2):  # over TLS too: one broken handshake says nothing of the next
+            with pytest.raises(BusyError, match=place):
+                reader.read("a", 0, 9, None)
+
+
+@pytest.mark.parametrize(
+    ("url", "at", "name"),
+    [
+        ("http://[::1]:9000/a", ("::1", 9000), "[::1]:9000"),
+        ("http://[::1]/a", ("::1", 80), "[::1]"),
+        ("http://user:word@Example.org/a", ("example.org", 80), "Example.org"),
+    ],
+)
+def test_the_server_is_called_by_the_name_in_the_address(
+    url: str, at: tuple[str, int], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, names, connect = [], [], socket.create_connection
+
+    def named(request: BaseHTTPRequestHandler, number: int) -> None:
+        names.append(request.headers["Host"])
+        part(request)
+
+    with serving(named) as server:
+
+        def here(address: tuple[str, int], timeout: float) -> socket.socket:
+            asked.append(address)
+            return connect(("127.0.0.1", server.server_port), timeout)
+
+        monkeypatch.setattr(socket, "create_connection", here)
+        assert RangeReader(lambda _: url).read("a", 0, 9, None) == OBJECT[:9]
+    assert (asked, names) == ([at], [name])
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 503])
