@@ -54,6 +54,7 @@ MODULES = {
     "webdataset": "files",
     "mosaic": "mosaic",
 }
+_OF_RGW = r"rgw|cached|mosaic"
 WARM_UPS = {"mosaic first": "none", "mosaic later": "whole", "ours cached": "whole"}
 ONE_A_PROCESS = ("mosaic",)
 """Contenders that leave something behind, and get a new process for each measurement."""
@@ -200,9 +201,8 @@ def prepare(run: Run) -> None:
                 run.failures[other] = run.failures[name]
 
 
-def start_servers(stack: ExitStack, run: Run, work: Path) -> None:
-    """Start what this machine has; contenders of other servers are left out, with the reason."""
-    needed = " ".join(run.names)
+def start_nginx(stack: ExitStack, run: Run, work: Path) -> None:
+    """Start nginx and the proxies before it; contenders that need them are left out without."""
     try:
         endpoint = stack.enter_context(servers.nginx(run.folder, work / "nginx"))
         run.storage["nginx"] = {"anon": True, "endpoint_url": endpoint}
@@ -211,8 +211,10 @@ def start_servers(stack: ExitStack, run: Run, work: Path) -> None:
             run.storage[name] = {"anon": True, "endpoint_url": proxy}
     except servers.MissingError as error:
         _leave_out(run, r"nginx|proxy|dask", str(error))
-    if not re.search(r"rgw|cached|mosaic", needed):
-        return
+
+
+def start_radosgw(stack: ExitStack, run: Run, work: Path) -> None:
+    """Start Ceph's gateway with all objects; contenders that need it are left out without."""
     try:
         options = stack.enter_context(servers.radosgw(work / "rgw"))
         upload(run.folder / BUCKET, BUCKET, options)
@@ -220,7 +222,7 @@ def start_servers(stack: ExitStack, run: Run, work: Path) -> None:
             upload(run.folder / "mds", "mds", options)
         run.storage["rgw"] = options
     except servers.MissingError as error:
-        _leave_out(run, r"rgw|cached|mosaic", str(error))
+        _leave_out(run, _OF_RGW, str(error))
 
 
 def _leave_out(run: Run, pattern: str, why: str) -> None:
@@ -230,9 +232,9 @@ def _leave_out(run: Run, pattern: str, why: str) -> None:
             run.failures[name] = why
 
 
-def measure(run: Run, rounds: int, seconds: float, until: float) -> None:
+def measure(run: Run, names: list[str], rounds: int, seconds: float, until: float) -> None:
     """Let contenders take turns; stop early, after three rounds, when the time is up."""
-    for name in run.names:
+    for name in names:
         answer = run.ask(name, do="check")
         if answer is not None:
             run.chunks_a_batch[name] = answer["chunks_a_batch"]
@@ -241,7 +243,7 @@ def measure(run: Run, rounds: int, seconds: float, until: float) -> None:
         if number >= 3 and time.monotonic() > until:
             logger.warning("time is up after %d of %d rounds", number, rounds)
             return
-        for name in run.names:
+        for name in names:
             warm_up = next((w for n, w in WARM_UPS.items() if name.startswith(n)), "short")
             answer = run.ask(name, do="measure", seconds=seconds, warm_up=warm_up)
             run.rates[name].append(None if answer is None else answer["patches_per_s"])
@@ -249,7 +251,7 @@ def measure(run: Run, rounds: int, seconds: float, until: float) -> None:
                 run.cpu_us.setdefault(name, []).append(answer["cpu_us"])
         for server in ("nginx", "rgw"):
             name = f"ours {server} fast"
-            if name in run.names and name not in run.failures:
+            if name in names and name not in run.failures:
                 run.first_batch(name)
         logger.info("round %d of %d", number + 1, rounds)
 
@@ -333,9 +335,19 @@ def main() -> None:
         prepare(run)
         logger.info("inputs of peers are written")
         run.close()  # they know no servers yet
-        start_servers(stack, run, work)
-        logger.info("servers are up")
-        measure(run, options.rounds, options.seconds, began + options.minutes * 60)
+        # The two sides of a row use the same server, and a gateway that rests takes from the rest.
+        of_rgw = [name for name in run.names if re.search(_OF_RGW, name)]
+        others = [name for name in run.names if name not in of_rgw]
+        parts = ((others, start_nginx, 0.6), (of_rgw, start_radosgw, 1.0))
+        for names, start, share in parts:
+            if not names:
+                continue
+            with ExitStack() as served:
+                start(served, run, work)
+                logger.info("servers are up")
+                until = began + options.minutes * 60 * share
+                measure(run, names, options.rounds, options.seconds, until)
+                run.close()
         report(run, began)
 
 
