@@ -22,12 +22,11 @@ import distributed
 import numpy as np
 import pytest
 
-from bigearth_cube import storage as storage_module
 from bigearth_cube.archive.synthetic import write_archive
 from bigearth_cube.cube import open_cube
 from bigearth_cube.errors import NotFoundError, StorageError
 from bigearth_cube.ingest import ingest
-from bigearth_cube.storage import Storage
+from bigearth_cube.storage import Storage, backends
 from tests.sources import MemorySource
 
 N = 300  # two shards
@@ -241,7 +240,7 @@ def test_storage_that_refuses_in_the_middle_ends_a_run_and_the_next_goes_on(
 ) -> None:
     backoff = {"init_backoff": timedelta(milliseconds=1), "max_backoff": timedelta(milliseconds=2)}
     hasty = {"max_retries": 2, "backoff": backoff, "retry_timeout": timedelta(seconds=5)}
-    monkeypatch.setattr(storage_module, "_RETRY", hasty)
+    monkeypatch.setattr(backends, "_RETRY", hasty)
     state, options = gate
     state |= {"status": status, "until": until}
     url = f"{bucket}/cube"

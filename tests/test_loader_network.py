@@ -12,11 +12,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from bigearth_cube import storage as storages
 from bigearth_cube.cube import Cube, open_cube
 from bigearth_cube.errors import CubeIntegrityError, StorageError
 from bigearth_cube.loader.batches import BatchLoader
-from bigearth_cube.storage import Storage
+from bigearth_cube.storage import Storage, backends
 from tests.cubes import GROUP, pixels_of_rows, row_number_cube
 from tests.servers import Fault, FolderServer, serving
 
@@ -139,7 +138,7 @@ def test_a_server_that_takes_few_requests_at_once_is_not_asked_for_ever(
 def test_a_server_that_never_answers_is_given_up_within_the_time_that_was_set(
     far: Cube, server: FolderServer, monkeypatch: pytest.MonkeyPatch, fault: Fault
 ) -> None:
-    monkeypatch.setitem(storages._RETRY, "retry_timeout", timedelta(seconds=0.5))
+    monkeypatch.setitem(backends._RETRY, "retry_timeout", timedelta(seconds=0.5))
     server.fault = lambda key: fault
     with (
         BatchLoader(far, **OPTIONS) as loader,

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from bigearth_cube.errors import NotFoundError, StorageError
-from bigearth_cube.ranges import BusyError, NotPlainError, RangeReader
 from bigearth_cube.storage import Storage
+from bigearth_cube.storage.ranges import BusyError, NotPlainError, RangeReader
 
 OBJECT = bytes(range(256)) * 40
 Script = Callable[[BaseHTTPRequestHandler, int], None]
@@ -177,7 +177,7 @@ def test_a_body_that_comes_drop_by_drop_comes_whole(monkeypatch: pytest.MonkeyPa
             if number == 1:
                 threading.Event().wait(3)
 
-    monkeypatch.setattr("bigearth_cube.ranges._SILENCE_S", 1.0)
+    monkeypatch.setattr("bigearth_cube.storage.ranges._SILENCE_S", 1.0)
     with serving(slow) as server:
         reader = RangeReader(lambda key: f"{server.url}/{key}")
         assert reader.read("a", 0, 10240, None) == OBJECT
@@ -195,8 +195,8 @@ def test_a_body_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> 
                 return
             threading.Event().wait(0.05)
 
-    monkeypatch.setattr("bigearth_cube.ranges._SILENCE_S", 0.2)
-    monkeypatch.setattr("bigearth_cube.ranges._REQUEST_S", 0.5)
+    monkeypatch.setattr("bigearth_cube.storage.ranges._SILENCE_S", 0.2)
+    monkeypatch.setattr("bigearth_cube.storage.ranges._REQUEST_S", 0.5)
     with serving(endless) as server, pytest.raises(BusyError, match="of 10240 bytes came within"):
         RangeReader(lambda key: f"{server.url}/{key}").read("a", 0, 10240, None)
 
@@ -417,7 +417,7 @@ def test_a_connection_that_died_without_a_word_costs_a_wait_and_no_more(
         seen.add(id(request))
         part(request)
 
-    monkeypatch.setattr("bigearth_cube.ranges._SILENCE_S", 0.3)
+    monkeypatch.setattr("bigearth_cube.storage.ranges._SILENCE_S", 0.3)
     told: list[int] = []
     with serving(once_a_connection) as server:
         storage = Storage(server.url)
@@ -441,7 +441,7 @@ def test_connections_that_died_together_cost_one_wait(monkeypatch: pytest.Monkey
             together.wait(30)
         part(request)
 
-    monkeypatch.setattr("bigearth_cube.ranges._SILENCE_S", 0.4)
+    monkeypatch.setattr("bigearth_cube.storage.ranges._SILENCE_S", 0.4)
     with serving(once_a_connection) as server:
         reader = RangeReader(lambda key: f"{server.url}/{key}")
         arguments = ("a", 3, 700, None)
@@ -458,7 +458,7 @@ def test_a_connection_does_not_rest_for_long(monkeypatch: pytest.MonkeyPatch) ->
     with serving(part) as server:
         reader = RangeReader(lambda key: f"{server.url}/{key}")
         reader.read("a", 0, 9, None)
-        monkeypatch.setattr("bigearth_cube.ranges._KEPT_S", 0.0)
+        monkeypatch.setattr("bigearth_cube.storage.ranges._KEPT_S", 0.0)
         for _ in range(2):
             assert reader.read("a", 0, 9, None) == OBJECT[:9]
     assert server.n_connections == 3

@@ -16,13 +16,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from bigearth_cube import storage as storing
 from bigearth_cube.cli import main
 from bigearth_cube.cube import open_cube
 from bigearth_cube.errors import BigEarthCubeError, InvalidInputError, StorageError
 from bigearth_cube.ingest import ingest
 from bigearth_cube.loader.batches import BatchLoader
-from bigearth_cube.storage import Storage
+from bigearth_cube.storage import Storage, backends, s3
 from tests.sources import LearnableSource
 from training import publish
 from training.recipes import recipe
@@ -94,7 +93,7 @@ def test_a_secret_is_in_no_object_log_output_name_or_error(
         "in the URL": (f"https://user:{SECRET}@127.0.0.1:9/cube", None),
         "in the S3 URL": (f"s3://user:{SECRET}@bucket/cube", None),
     }
-    monkeypatch.setitem(storing._RETRY, "max_retries", 0)
+    monkeypatch.setitem(backends._RETRY, "max_retries", 0)
     for refused_url, its_options in refused.values():
         with pytest.raises(BigEarthCubeError) as error:
             open_cube(refused_url, storage_options=its_options)
@@ -173,9 +172,9 @@ def test_keys_that_end_are_asked_for_again_in_a_long_run(
     rotating_profile: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Of the time for which keys are kept, the part beyond the five minutes of obstore's own.
-    kept = storing._CREDENTIALS_LIVE.total_seconds() - 300
+    kept = s3._CREDENTIALS_LIVE.total_seconds() - 300
     assert 0 < kept <= 60
-    monkeypatch.setattr(storing, "_CREDENTIALS_LIVE", storing._CREDENTIALS_LIVE / 360 * 301)
+    monkeypatch.setattr(s3, "_CREDENTIALS_LIVE", s3._CREDENTIALS_LIVE / 360 * 301)
     with rotating_server(b"bytes") as (endpoint, state, used):
         storage = Storage(
             "s3://bucket/cube", {"profile": rotating_profile, "endpoint_url": endpoint}
