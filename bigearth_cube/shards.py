@@ -105,8 +105,8 @@ def zarr_codecs(dtype: str, profile: Profile) -> list[dict[str, Any]]:
     without an error. The check costs 4 us a patch.
 
     The profile ``fast`` mixes the bits of eight bytes at a time, whatever the dtype: c-blosc2 has
-    AVX-512 and AVX2 for that and not for two bytes. Real Sentinel-2 patches take 1 to 3 % more room (5 to 8 %
-    with zstd) and decode in five sixths of the time.
+    AVX-512 and AVX2 for that and not for two bytes. Real Sentinel-2 patches take 1 to 3 % more room
+    (5 to 8 % with zstd) and decode in five sixths of the time.
 
     Raises
     ------
@@ -284,7 +284,7 @@ def decode_chunk(
             _expect_size(len(body), target.nbytes)
             target[:] = np.frombuffer(body, np.uint8)
         elif layout.compressor["name"] == "blosc":
-            _check_blosc_size(body, target.nbytes)
+            _check_blosc_size(body, target.nbytes)  # blosc2 writes as much as the header says
             blosc2.decompress2(body, dst=target, nthreads=1)
         else:
             _decompress_zstd(body, target)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import queue
 import socket
 import ssl
 import subprocess
@@ -76,12 +78,16 @@ def serving(script: Script, context: ssl.SSLContext | None = None) -> Iterator[S
             thread.join()
 
 
-def promise(request: BaseHTTPRequestHandler, n_bytes: int, first: int = 0) -> None:
+def promise(
+    request: BaseHTTPRequestHandler, n_bytes: int, first: int = 0, *, closes: bool = False
+) -> None:
     """Send the head of an answer."""
     request.send_response(206)
     last = first + n_bytes - 1
     request.send_header("Content-Range", f"bytes {first}-{last}/{len(OBJECT)}")
     request.send_header("Content-Length", str(n_bytes))
+    if closes:
+        request.send_header("Connection", "close")
     request.end_headers()
 
 
@@ -112,18 +118,20 @@ def answering(*pieces: bytes) -> Iterator[str]:
                 while True:
                     connection, _ = listener.accept()
                     with connection:
+                        connection.settimeout(30)
                         connection.recv(4096)
                         for piece in pieces:
                             connection.sendall(piece)
                             threading.Event().wait(0.02)
 
-        thread = threading.Thread(target=answer)
+        thread = threading.Thread(target=answer, daemon=True)
         thread.start()
         try:
             yield f"127.0.0.1:{listener.getsockname()[1]}"
         finally:
-            listener.shutdown(socket.SHUT_RDWR)
-            thread.join()
+            with suppress(OSError):
+                listener.shutdown(socket.SHUT_RDWR)
+            thread.join(30)
 
 
 def test_ranges_come_into_the_room_given_over_one_connection() -> None:
@@ -152,17 +160,65 @@ def test_a_connection_that_was_closed_since_is_no_fault() -> None:
 
 
 @pytest.mark.parametrize("version", ["HTTP/1.0", "HTTP/1.1"])
-def test_a_server_that_closes_after_each_answer_is_asked_by_new_connections(version: str) -> None:
+def test_a_connection_that_serves_once_is_closed_and_not_asked_again(version: str) -> None:
+    more: queue.Queue[bytes] = queue.Queue()
+
     def last(request: BaseHTTPRequestHandler, number: int) -> None:
         request.protocol_version = version
+        first, end = (int(x) for x in request.headers["Range"].removeprefix("bytes=").split("-"))
+        promise(request, end + 1 - first, first, closes=version == "HTTP/1.1")
+        request.wfile.write(OBJECT[first : end + 1])
+        more.put(request.rfile.read(1))  # until the other side closes, or asks again
         request.close_connection = True
-        part(request)
 
     with serving(last) as server:
         reader = RangeReader(lambda key: f"{server.url}/{key}")
         for start, end in ((1, 9), (0, 10240), (500, 500 + 9000)):
             assert reader.read("a", start, end, None) == OBJECT[start:end]
+            assert more.get(timeout=30) == b""
     assert server.n_connections == 3
+
+
+def test_what_was_said_before_it_was_asked_is_no_answer() -> None:
+    def hang_up(request: BaseHTTPRequestHandler, number: int) -> None:
+        part(request)
+        if number == 0:
+            threading.Event().wait(0.2)
+            request.wfile.write(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+            told.set()
+            request.rfile.read(1)
+            request.close_connection = True
+
+    told = threading.Event()
+    with serving(hang_up) as server:
+        reader = RangeReader(lambda key: f"{server.url}/{key}")
+        assert reader.read("a", 1, 9, None) == OBJECT[1:9]
+        assert told.wait(30)
+        assert reader.read("a", 1, 9, None) == OBJECT[1:9]
+    assert server.n_connections == 2
+
+
+def test_an_interrupt_is_not_lost_in_the_parser(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bigearth_cube.storage.ranges._Answer.on_header", interrupted)
+    with serving(part) as server, pytest.raises(KeyboardInterrupt):
+        RangeReader(lambda key: f"{server.url}/{key}").read("a", 0, 9, None)
+
+
+def test_answers_are_given_back_without_the_collector() -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        with serving(part) as server:
+            reader = RangeReader(lambda key: f"{server.url}/{key}")
+            for _ in range(5):
+                reader.read("a", 0, 9, None)
+        kept = [thing for thing in gc.get_objects() if type(thing).__name__ == "_Answer"]
+    finally:
+        gc.enable()
+    assert len(kept) == 0
 
 
 def test_a_body_that_comes_drop_by_drop_comes_whole(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,8 +251,8 @@ def test_a_body_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> 
                 return
             threading.Event().wait(0.05)
 
-    monkeypatch.setattr("bigearth_cube.storage.ranges._SILENCE_S", 0.2)
-    monkeypatch.setattr("bigearth_cube.storage.ranges._REQUEST_S", 0.5)
+    monkeypatch.setattr("bigearth_cube.storage.ranges._SILENCE_S", 1.0)
+    monkeypatch.setattr("bigearth_cube.storage.ranges._REQUEST_S", 2.0)
     with serving(endless) as server, pytest.raises(BusyError, match="of 10240 bytes came within"):
         RangeReader(lambda key: f"{server.url}/{key}").read("a", 0, 10240, None)
 
@@ -248,13 +304,15 @@ def test_an_answer_may_come_in_any_pieces(pieces: tuple[bytes, ...]) -> None:
     [
         (b"220 a mail server, ready\r\n", "(?i)http"),
         (b"HTTP/1.1 206 Partial\r\nX: " + b"x" * 100_000, "a head of more than 65536 bytes"),
-        (HEAD + OBJECT[:90], "(?i)expected"),
+        (HEAD + OBJECT[:90], "more than one answer"),
+        (2 * (HEAD + OBJECT[:9]), "more than one answer"),
+        (HEAD.replace(b"h:9", b"h:3") + OBJECT[:3] + HEAD + OBJECT[:2], "more than one answer"),
         (HEAD.replace(b"length:9", b"length:9\r\nContent-Length: 8"), "(?i)content-length"),
         (HEAD.replace(b"length:9", b"length:nine"), "(?i)content-length"),
         (HEAD.replace(b"length:9", b"encoding: gzip\r\nContent-Length: 9"), "another length"),
         (HEAD.replace(b"content-length:9", b"Transfer-Encoding: chunked"), "(?i)length"),
         (HEAD.replace(b"content-length:9", b"Connection: close"), "another length"),
-        (b"HTTP/1.1 101 Switching\r\nUpgrade: h2c\r\nConnection: upgrade\r\n\r\n", r"\d"),
+        (b"HTTP/1.1 101 Switching\r\nUpgrade: h2c\r\nConnection: upgrade\r\n\r\n", "protocol"),
     ],
 )
 def test_what_is_no_plain_answer_is_left_to_another(answer: bytes, reason: str) -> None:
@@ -291,6 +349,7 @@ def test_the_server_is_called_by_the_name_in_the_address(
     url: str, at: tuple[str, int], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked, names, connect = [], [], socket.create_connection
+    monkeypatch.setenv("no_proxy", "*")
 
     def named(request: BaseHTTPRequestHandler, number: int) -> None:
         names.append(request.headers["Host"])
@@ -408,16 +467,16 @@ def test_a_web_address_may_hold_what_addresses_hold(place: str, path: str) -> No
 def test_a_connection_that_died_without_a_word_costs_a_wait_and_no_more(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    seen: set[int] = set()
+    seen: list[BaseHTTPRequestHandler] = []
 
     def once_a_connection(request: BaseHTTPRequestHandler, number: int) -> None:
-        if id(request) in seen:
+        if request in seen:
             threading.Event().wait(5)  # whatever lies between has forgotten it
             return
-        seen.add(id(request))
+        seen.append(request)
         part(request)
 
-    monkeypatch.setattr("bigearth_cube.storage.ranges._SILENCE_S", 0.3)
+    monkeypatch.setattr("bigearth_cube.storage.ranges._SILENCE_S", 1.0)
     told: list[int] = []
     with serving(once_a_connection) as server:
         storage = Storage(server.url)
@@ -429,19 +488,19 @@ def test_a_connection_that_died_without_a_word_costs_a_wait_and_no_more(
 
 
 def test_connections_that_died_together_cost_one_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: set[int] = set()
+    seen: list[BaseHTTPRequestHandler] = []
     together = threading.Barrier(4)
 
     def once_a_connection(request: BaseHTTPRequestHandler, number: int) -> None:
-        if id(request) in seen:
+        if request in seen:
             threading.Event().wait(5)
             return
-        seen.add(id(request))
+        seen.append(request)
         if number < 4:
             together.wait(30)
         part(request)
 
-    monkeypatch.setattr("bigearth_cube.storage.ranges._SILENCE_S", 0.4)
+    monkeypatch.setattr("bigearth_cube.storage.ranges._SILENCE_S", 1.5)
     with serving(once_a_connection) as server:
         reader = RangeReader(lambda key: f"{server.url}/{key}")
         arguments = ("a", 3, 700, None)
@@ -482,7 +541,11 @@ def test_a_certificate_of_nobody_known_is_refused_and_taken_where_it_is_known(
         with pytest.raises(NotPlainError, match="CERTIFICATE_VERIFY_FAILED"):
             RangeReader(lambda _: url).read("a", 0, 9, None)
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-        assert RangeReader(lambda _: url).read("a", 7, 9000, None) == OBJECT[7:9000]
+        reader = RangeReader(lambda _: url)
+        before = server.n_connections
+        for start in (7, 8000):
+            assert reader.read("a", start, 9000, None) == OBJECT[start:9000]
+    assert server.n_connections == before + 1
 
 
 def test_storage_asks_again_what_was_refused_or_broke_and_tells_of_it() -> None:

@@ -122,6 +122,20 @@ def test_a_truncated_chunk_is_found_with_or_without_checksum(n_bytes: int) -> No
             decode_chunk(replace(layout, checksum=checksum), short, out, "key")
 
 
+@pytest.mark.parametrize("checksum", [True, False])
+@pytest.mark.parametrize("profile", ["default", "fast"])
+@pytest.mark.parametrize("n_rows", [32, 63, 65, 128])
+def test_a_chunk_of_other_size_is_refused_and_nothing_beyond_its_place_is_written(
+    n_rows: int, profile: str, checksum: bool, pixels: np.ndarray
+) -> None:
+    layout = replace(small_layout(profile)[0], checksum=checksum)
+    other = encode_chunk(layout, pixels[:n_rows])
+    arena = np.full((192, 2, 20, 20), 65_535, np.uint16)
+    with pytest.raises(CubeIntegrityError, match=f"chunk holds {n_rows * 1600} bytes"):
+        decode_chunk(layout, other, arena[64:128], "key", (0, 63))
+    assert (arena == 65_535).all()
+
+
 def test_a_missing_chunk_in_a_shard_is_an_error_and_not_fill(pixels: np.ndarray) -> None:
     layout, document = small_layout()
     store = _with_document(MemoryStore(), document)

@@ -1,4 +1,4 @@
-"""The bytes below one address, by what holds them: a bucket, a web site, a folder, fsspec's rest."""
+"""The bytes below one address, by what holds them: a bucket, a web site, a folder, or fsspec."""
 
 from __future__ import annotations
 

@@ -338,7 +338,7 @@ def main() -> None:
         # The two sides of a row use the same server, and a gateway that rests takes from the rest.
         of_rgw = [name for name in run.names if re.search(_OF_RGW, name)]
         others = [name for name in run.names if name not in of_rgw]
-        parts = ((others, start_nginx, 0.6), (of_rgw, start_radosgw, 1.0))
+        parts = ((others, start_nginx, 0.6 if of_rgw else 1.0), (of_rgw, start_radosgw, 1.0))
         for names, start, share in parts:
             if not names:
                 continue
