@@ -35,8 +35,8 @@ _MISSING = 2**64 - 1
 # Workers encode one shard a thread; blosc's own threads would also make the bytes depend on
 # which block ends first (zarr-python sets the same switch).
 numcodecs.blosc.use_threads = False
-# Chunks are decoded by python-blosc2, which has AVX-512 and AVX2 where numcodecs' c-blosc has not,
-# beside other Python threads.
+# Chunks are decoded by python-blosc2: numcodecs' c-blosc has no AVX-512 and no AVX2. Other Python
+# threads go on meanwhile.
 blosc2.set_releasegil(True)
 
 

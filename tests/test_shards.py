@@ -76,18 +76,20 @@ def test_every_chunk_decodes_to_the_pixels_it_was_made_of(profile: str, pixels: 
 @pytest.mark.parametrize("typesize", [1, 2, 4, 8])
 @pytest.mark.parametrize("shuffle", ["noshuffle", "shuffle", "bitshuffle"])
 @pytest.mark.parametrize("cname", ["lz4", "zstd", "blosclz", "zlib"])
+@pytest.mark.parametrize("highest", [1, 5_000, 65_536])  # alike, usual, and stored as they are
 def test_whatever_blosc_a_cube_was_written_with_is_read(
-    cname: str, shuffle: str, typesize: int, pixels: np.ndarray
+    highest: int, cname: str, shuffle: str, typesize: int
 ) -> None:
+    pixels = np.random.default_rng(0).integers(0, highest, (64, 2, 20, 20)).astype(np.uint16)
     codec = Blosc(cname, 5, getattr(Blosc, shuffle.upper()), typesize=typesize)
     options = {"cname": cname, "clevel": 5, "shuffle": shuffle, "blocksize": 0}
     options |= {"typesize": typesize}
     compressor = {"name": "blosc", "configuration": options}
     layout = replace(small_layout()[0], compressor=compressor, checksum=False)
-    stored, out = codec.encode(pixels[:64]), np.empty((64, 2, 20, 20), np.uint16)
-    assert encode_chunk(layout, pixels[:64]) == stored
+    stored, out = codec.encode(pixels), np.empty((64, 2, 20, 20), np.uint16)
+    assert encode_chunk(layout, pixels) == stored
     decode_chunk(layout, memoryview(bytearray(stored)), out, "key")
-    np.testing.assert_array_equal(out, pixels[:64])
+    np.testing.assert_array_equal(out, pixels)
 
 
 @given(position=st.integers(0, 10**9), bit=st.integers(0, 7))

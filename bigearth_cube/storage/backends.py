@@ -272,7 +272,7 @@ class _FsspecBackend:
 
 
 def is_for_fsspec(url: str) -> bool:
-    """Whether fsspec knows the scheme, and obstore is not asked."""
+    """Whether a URL is left to fsspec."""
     return "://" in url and not url.startswith(("s3://", "http://", "https://"))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
+import select
 import socket
 import ssl
 import struct
@@ -16,8 +17,10 @@ import time
 import urllib.request
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from urllib.parse import SplitResult, urlsplit
 
@@ -25,20 +28,18 @@ import httptools
 
 Room = Callable[[int], memoryview]
 _CONNECT_S, _SILENCE_S, _REQUEST_S = 5.0, 10.0, 30.0
-"""To be connected, without a byte, and for a request in all; as long as reads are repeated."""
+"""To be connected, without a byte, and for an answer in all; as long as reads are repeated."""
 _KEPT_S = 15.0
 """Servers and what stands between close idle connections after 20 s or more, some without a word."""
 _PIECE_BYTES, _MOST_HEAD_BYTES = 16 << 10, 64 << 10
-_NO_TARGET = re.compile(r"[^!-~]")
-_SILENT = (TimeoutError, BlockingIOError)
-"""What sockets raise whose timeout is Python's, or the kernel's."""
-_LATER = frozenset(map(int, (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)))
+"""What is received at once until the head is known, and of a head at most. S3's have 1 KB."""
+_NOT_IN_TARGET = re.compile(r"[^!-~]")
 _logger = logging.getLogger(__name__)
 
 
 def is_busy(status: int) -> bool:
     """Whether a server that answers with this HTTP status may do what it is asked later."""
-    return status >= 500 or status in _LATER
+    return status >= 500 or status in (408, 429)
 
 
 class NotPlainError(Exception):
@@ -88,14 +89,8 @@ class RangeReader:
         if self._is_refused:
             raise NotPlainError("the server has not answered plainly before")
         url = urlsplit(self._address(key))
-        connection, answer = self._ask(url, start, end)
-        try:
-            return self._body(connection, answer, start, end, into)
-        except NotPlainError:
-            if connection.n_asked == 1:
-                raise
-        # A server that is to close a connection may say so (400, 408) before it is asked again.
-        return self._body(*self._ask(url, start, end, anew=True), start, end, into)
+        connection, answer = self._ask(url, _request(url, start, end))
+        return self._body(connection, answer, start, end, into)
 
     def refuse(self, reason: str) -> None:
         """Be asked no more: what was no plain answer here is one to a request of another kind."""
@@ -103,42 +98,37 @@ class RangeReader:
             _logger.warning("ranges are read through obstore, at more cost: %s", reason)
         self._is_refused = True
 
-    def _ask(
-        self, url: SplitResult, start: int, end: int, *, anew: bool = False
-    ) -> tuple[_Connection, _Answer]:
-        while True:
-            connection = None if anew else self._kept()
-            is_new = connection is None
+    def _ask(self, url: SplitResult, request: bytes) -> tuple[_Connection, _Answer]:
+        while (kept := self._kept()) is not None:
             try:
-                if connection is None:
-                    connection = self._new(url)
-                return connection, connection.ask(url, start, end)
-            except ssl.SSLCertVerificationError as error:
-                raise NotPlainError(str(error)) from None  # obstore may know who signed it
-            except OSError as error:
-                if isinstance(error, _SILENT):
-                    _close_all(self._idle)  # dead as well, as like as not
-                if is_new:
-                    raise BusyError(f"{url.scheme}://{url.netloc}: {_said(error)}") from None
-            except (httptools.HttpParserError, ValueError) as error:
-                if is_new:
-                    raise NotPlainError(str(error)) from None
-            # It was closed since, or is dead; another is still open, or a new one is made.
+                return kept, kept.ask(request)
+            except TimeoutError:
+                _close_all(self._idle)  # dead as well, as like as not
+            except (OSError, NotPlainError):
+                pass  # closed since; another is still open, or a new one is made
+        try:
+            connection = self._new(url)
+            return connection, connection.ask(request)
+        except (ssl.SSLCertVerificationError, ValueError) as error:
+            raise NotPlainError(str(error)) from None  # obstore may know who signed it
+        except OSError as error:
+            raise BusyError(f"{url.scheme}://{url.netloc}: {error}") from None
 
     def _kept(self) -> _Connection | None:
         with suppress(IndexError):
-            connection, since = self._idle.pop()
-            if time.monotonic() - since < _KEPT_S:
-                return connection
-            connection.close()
-            _close_all(self._idle)  # they are older
+            while True:
+                connection, since = self._idle.pop()
+                if time.monotonic() - since < _KEPT_S and connection.is_quiet():
+                    return connection
+                connection.close()
         return None
 
     def _new(self, url: SplitResult) -> _Connection:
         if _has_proxy(url):
             raise NotPlainError("a proxy is set")
-        if url.scheme == "https" and self._context is None:
-            self._context = ssl.create_default_context()
+        if url.scheme == "http":
+            return _Connection(url, None)
+        self._context = self._context or ssl.create_default_context()
         return _Connection(url, self._context)
 
     def _body(
@@ -146,13 +136,14 @@ class RangeReader:
     ) -> memoryview:
         is_whole = False
         try:
-            n_bytes = answer.plain_bytes(start, end)
+            n_bytes = answer.n_plain_bytes(start, end)
             room = memoryview(bytearray(n_bytes)) if into is None else into(n_bytes)
             assert len(room) == n_bytes
-            connection.fill(room, answer)
+            try:
+                connection.fill(room, answer)
+            except OSError as error:
+                raise BusyError(f"connection broke: {error}") from None
             is_whole = True
-        except OSError as error:
-            raise BusyError(f"connection broke: {_said(error)}") from None
         finally:
             if is_whole and answer.keeps_open:
                 self._idle.append((connection, time.monotonic()))
@@ -161,100 +152,93 @@ class RangeReader:
         return room
 
 
+@dataclass(frozen=True, slots=True)
 class _Answer:
-    """Head of an answer, and what came of the body with it; a parser calls what begins with on."""
+    """Head of an answer, and what came of the body with it."""
 
-    def __init__(self) -> None:
-        self.status = 0
-        self.is_known = self.keeps_open = False
-        self.body = b""
-        self._parser = httptools.HttpResponseParser(self)
+    status: int
+    reason: bytes
+    headers: Mapping[bytes, bytes]
+    keeps_open: bool
+    body: bytes
 
-    def feed(self, data: memoryview) -> None:
-        """Take what has come; a head that it completes is known then.
-
-        Raises
-        ------
-        httptools.HttpParserError
-            If it is no HTTP.
-        ValueError
-            If it is HTTP, and no answer or more than one.
-        """
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            raise ValueError("another protocol is to be spoken") from None
-        except httptools.HttpParserCallbackError as error:
-            raise (error.__context__ or error) from None  # an interrupt, say
-        if self.is_known:
-            del self._parser  # it holds this, and this it: nobody else would
-
-    def on_message_begin(self) -> None:
-        if self.is_known:
-            raise ValueError("more than one answer has come")
-        self.reason = self.body = b""
-        self._headers: dict[bytes, bytes] = {}
-
-    def on_status(self, reason: bytes) -> None:
-        self.reason += reason
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers[name.lower()] = value
-
-    def on_headers_complete(self) -> None:
-        self.status = self._parser.get_status_code()
-        self.keeps_open = self._parser.should_keep_alive()
-        self.is_known = self.status >= HTTPStatus.OK  # below, another one follows
-
-    def on_body(self, body: bytes) -> None:
-        self.body += body
-
-    def plain_bytes(self, start: int, end: int) -> int:
+    def n_plain_bytes(self, start: int, end: int) -> int:
         """Return the bytes of the body; raise where they are not those that were asked for."""
         if is_busy(self.status):
             raise BusyError(f"status code: {self.status} {self.reason.decode('latin-1')}")
         if self.status != HTTPStatus.PARTIAL_CONTENT:
             raise NotPlainError(f"status {self.status}")
-        found = self._headers.get(b"content-range", b"").decode("latin-1")
+        found = self.headers.get(b"content-range", b"").decode("latin-1")
         if not found.startswith(f"bytes {start}-"):
             raise NotPlainError(f"another range: {found}")
-        n_bytes = self._headers.get(b"content-length")
-        is_coded = self._headers.keys() & {b"content-encoding", b"transfer-encoding"}
+        n_bytes = self.headers.get(b"content-length")
+        is_coded = self.headers.keys() & {b"content-encoding", b"transfer-encoding"}
         if n_bytes is None or is_coded or int(n_bytes) > end - start:
             raise NotPlainError("a body of another length")
         return int(n_bytes)
 
 
+class _Heard:
+    """What a parser has found so far.
+
+    It calls what begins with ``on``. Those are methods of lists and a dict, not of this: no
+    interrupt comes within, and the parser and this do not hold each other.
+    """
+
+    def __init__(self) -> None:
+        self._begun: list[None] = []
+        self._known: list[None] = []
+        self._reason: list[bytes] = []
+        self._headers: dict[bytes, bytes] = {}
+        self._body: list[bytes] = []
+        self.on_message_begin = partial(self._begun.append, None)
+        self.on_status = self._reason.append
+        self.on_header = self._headers.__setitem__
+        self.on_headers_complete = partial(self._known.append, None)
+        self.on_body = self._body.append
+
+    def answer(self, parser: httptools.HttpResponseParser) -> _Answer | None:
+        """Return the one answer, once its head is there."""
+        if not self._known:
+            return None
+        if len(self._begun) > 1:
+            raise NotPlainError("more than one answer has come")
+        headers = {name.lower(): value for name, value in self._headers.items()}
+        closes = b"close" in headers.get(b"connection", b"").lower()
+        return _Answer(
+            status=parser.get_status_code(),
+            reason=b"".join(self._reason),
+            headers=headers,
+            keeps_open=parser.get_http_version() == "1.1" and not closes,
+            body=b"".join(self._body),
+        )
+
+
 class _Connection:
-    """An open connection, asked one range after another.
+    """An open connection, asked one range after another; it closes itself where it fails.
 
     Raises
     ------
     OSError
-        From every method, if it breaks or nothing comes.
+        From every method, if it breaks or nothing comes: TimeoutError after silence.
     """
 
     def __init__(self, url: SplitResult, context: ssl.SSLContext | None) -> None:
-        is_bare = url.scheme != "https"
-        port = url.port if url.port is not None else 80 if is_bare else 443
-        host = url.hostname or ""
-        self.n_asked = 0
-        self._ends = 0.0
+        host, port = url.hostname or "", url.port
+        if port is None:
+            port = 80 if context is None else 443
         self._flags = 0
+        self._ends = 0.0
         self._piece = memoryview(bytearray(_PIECE_BYTES))
         self._socket = socket.create_connection((host, port), _CONNECT_S)
         try:
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if is_bare:
+            if context is None:
                 self._wait_for_all()
-                return
-            assert context is not None
-            secured = context.wrap_socket(
-                self._socket, server_hostname=host, do_handshake_on_connect=False
-            )
-            self._socket = secured
-            secured.do_handshake()
-            secured.settimeout(_SILENCE_S)
+            else:
+                self._secure(context, host)
+            self._waiting = select.poll()
+            self._waiting.register(self._socket, select.POLLIN)
         except BaseException:
             self.close()
             raise
@@ -267,65 +251,88 @@ class _Connection:
         self._socket.settimeout(None)
         self._flags = socket.MSG_WAITALL
 
+    def _secure(self, context: ssl.SSLContext, host: str) -> None:
+        secured = context.wrap_socket(
+            self._socket, server_hostname=host, do_handshake_on_connect=False
+        )
+        self._socket = secured
+        secured.do_handshake()
+        secured.settimeout(_SILENCE_S)
+
     def close(self) -> None:
         """Close it; once or more."""
         self._socket.close()
 
-    def ask(self, url: SplitResult, start: int, end: int) -> _Answer:
-        """Ask for a range, and return the head of the answer; else close.
+    def is_quiet(self) -> bool:
+        """Whether nothing has come unasked: no end, and no answer before its request.
+
+        A server that closes a connection may say so (400, 408).
+        """
+        is_read = not (isinstance(self._socket, ssl.SSLSocket) and self._socket.pending())
+        return is_read and not self._waiting.poll(0)
+
+    def ask(self, request: bytes) -> _Answer:
+        """Send a request, and return the head of the answer.
 
         Raises
         ------
-        httptools.HttpParserError, ValueError
-            If the URL cannot be asked for, or what comes is no answer.
+        NotPlainError
+            If what comes is no answer.
         """
-        self.n_asked += 1
         self._ends = time.monotonic() + _REQUEST_S
         try:
-            self._socket.sendall(_request(url, start, end))
+            self._socket.sendall(request)
             return self._head()
+        except httptools.HttpParserError as error:
+            self.close()
+            raise NotPlainError(str(error)) from None
+        except httptools.HttpParserUpgrade:
+            self.close()
+            raise NotPlainError("another protocol is to be spoken") from None
         except BaseException:
             self.close()
             raise
 
     def _head(self) -> _Answer:
-        answer, n_bytes = _Answer(), 0
-        while not answer.is_known:
-            came = self._socket.recv_into(self._piece)
+        heard, n_bytes = _Heard(), 0
+        parser = httptools.HttpResponseParser(heard)
+        while n_bytes <= _MOST_HEAD_BYTES:
+            came = self._receive(self._piece, 0)
+            parser.feed_data(self._piece[:came])
+            if (answer := heard.answer(parser)) is not None:
+                return answer
             n_bytes += came
-            if not came:
-                raise ConnectionError("it ended before the answer")
-            if n_bytes > _MOST_HEAD_BYTES:
-                raise ValueError(f"a head of more than {_MOST_HEAD_BYTES} bytes")
-            answer.feed(self._piece[:came])
-            if time.monotonic() > self._ends:
-                raise TimeoutError(f"no answer within {_REQUEST_S:.0f} s")
-        return answer
+        raise NotPlainError(f"a head of more than {_MOST_HEAD_BYTES} bytes")
 
     def fill(self, room: memoryview, answer: _Answer) -> None:
         """Read the body in few calls: each gives the interpreter up and has to wait for it again."""
         done = len(answer.body)
         room[:done] = answer.body
         while done < len(room):
-            n_bytes = self._socket.recv_into(room[done:], 0, self._flags)
-            if not n_bytes:
-                raise BusyError(f"connection ended after {done} of {len(room)} bytes")
-            done += n_bytes
-            if done < len(room) and time.monotonic() > self._ends:
-                raise BusyError(f"{done} of {len(room)} bytes came within {_REQUEST_S:.0f} s")
+            try:
+                done += self._receive(room[done:], self._flags)
+            except ConnectionError as error:
+                raise ConnectionError(f"{done} of {len(room)} bytes came, {error}") from None
 
-
-def _said(error: OSError) -> str:
-    is_kernels = isinstance(error, BlockingIOError)
-    return f"not a byte within {_SILENCE_S:.0f} s" if is_kernels else str(error)
+    def _receive(self, room: memoryview, flags: int) -> int:
+        if time.monotonic() > self._ends:
+            raise ConnectionError(f"not all of it within {_REQUEST_S:.0f} s")
+        try:
+            n_bytes = self._socket.recv_into(room, 0, flags)
+        except (BlockingIOError, TimeoutError):  # the kernel's, Python's
+            raise TimeoutError(f"not a byte within {_SILENCE_S:.0f} s") from None
+        if not n_bytes:
+            raise ConnectionError("it ended")
+        return n_bytes
 
 
 def _request(url: SplitResult, start: int, end: int) -> bytes:
     target = f"{url.path or '/'}?{url.query}" if url.query else url.path or "/"
-    if _NO_TARGET.search(target):
-        raise ValueError(f"{url.path!r} and its query are no address")  # the query may be a secret
+    host = url.netloc.rpartition("@")[2]
+    if _NOT_IN_TARGET.search(target + host):
+        raise NotPlainError(f"{url.path!r} and its query are no address")  # that may be a secret
     return (
-        f"GET {target} HTTP/1.1\r\nHost: {url.netloc.rpartition('@')[2]}\r\n"
+        f"GET {target} HTTP/1.1\r\nHost: {host}\r\n"
         f"Range: bytes={start}-{end - 1}\r\nAccept-Encoding: identity\r\n\r\n"
     ).encode("ascii")
 

@@ -335,7 +335,7 @@ def main() -> None:
         prepare(run)
         logger.info("inputs of peers are written")
         run.close()  # they know no servers yet
-        # The two sides of a row use the same server, and a gateway that rests takes from the rest.
+        # No row sets Ceph against anything else, and at rest it takes from what else runs.
         of_rgw = [name for name in run.names if re.search(_OF_RGW, name)]
         others = [name for name in run.names if name not in of_rgw]
         parts = ((others, start_nginx, 0.6 if of_rgw else 1.0), (of_rgw, start_radosgw, 1.0))
