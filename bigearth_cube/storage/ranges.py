@@ -163,7 +163,15 @@ class _Answer:
     body: bytes
 
     def n_plain_bytes(self, start: int, end: int) -> int:
-        """Return the bytes of the body; raise where they are not those that were asked for."""
+        """Return how many bytes the body has, where they are those that were asked for.
+
+        Raises
+        ------
+        BusyError
+            If the server cannot answer now.
+        NotPlainError
+            If it gives something else.
+        """
         if is_busy(self.status):
             raise BusyError(f"status code: {self.status} {self.reason.decode('latin-1')}")
         if self.status != HTTPStatus.PARTIAL_CONTENT:
@@ -198,7 +206,13 @@ class _Heard:
         self.on_body = self._body.append
 
     def answer(self, parser: httptools.HttpResponseParser) -> _Answer | None:
-        """Return the one answer, once its head is there."""
+        """Return the one answer, once its head is there.
+
+        Raises
+        ------
+        NotPlainError
+            If another one has begun.
+        """
         if not self._known:
             return None
         if len(self._begun) > 1:
