@@ -12,6 +12,7 @@ import threading
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from bigearth_cube.storage.ranges import BusyError, NotPlainError, RangeReader, 
 
 OBJECT = bytes(range(256)) * 40
 HEAD = b"HTTP/1.1 206 Partial Content\r\nCONTENT-RANGE: bytes 0-8/9\r\ncontent-length:9\r\n\r\n"
+LONG_AGO = "Thu, 01 Jan 2026 00:00:00 GMT"
 Script = Callable[[BaseHTTPRequestHandler, int], None]
 """What a server does with a request, told which one it is, from 0."""
 
@@ -555,10 +557,34 @@ def test_a_connection_does_not_rest_for_long(monkeypatch: pytest.MonkeyPatch) ->
     with serving(part) as server:
         reader = RangeReader(lambda key: f"{server.url}/{key}")
         reader.read("a", 0, 9, None)
-        monkeypatch.setattr("bigearth_cube.storage.ranges._KEPT_S", 0.0)
+        monkeypatch.setattr("bigearth_cube.storage.ranges.KEPT_S", 0.0)
         for _ in range(2):
             assert reader.read("a", 0, 9, None) == OBJECT[:9]
     assert server.n_connections == 3
+
+
+@pytest.mark.parametrize("scheme", ["http", "s3"])
+def test_no_connection_rests_for_long_whoever_has_it(
+    scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """obstore keeps connections for 90 s: what has dropped them would be waited for, one by one."""
+    client = {"pool_idle_timeout": timedelta(milliseconds=50)}
+    monkeypatch.setattr("bigearth_cube.storage.backends._CLIENT", client)
+
+    def whole(request: BaseHTTPRequestHandler, number: int) -> None:
+        request.send_response(200)
+        for name, value in (("Content-Length", str(len(OBJECT))), ("Last-Modified", LONG_AGO)):
+            request.send_header(name, value)
+        request.end_headers()
+        request.wfile.write(OBJECT)
+
+    with serving(whole) as server:
+        options = {"endpoint_url": server.url, "anon": True}
+        storage = Storage(server.url) if scheme == "http" else Storage("s3://bucket", options)
+        for n_connections in (1, 2):
+            assert storage.read("a") == OBJECT
+            assert server.n_connections == n_connections
+            threading.Event().wait(0.3)
 
 
 def test_a_certificate_of_nobody_known_is_refused_and_taken_where_it_is_known(

@@ -20,7 +20,14 @@ from obstore import exceptions as obstore_errors
 from obstore.store import HTTPStore, LocalStore
 
 from bigearth_cube.errors import InvalidInputError
-from bigearth_cube.storage.ranges import BusyError, NotPlainError, RangeReader, Room, is_busy
+from bigearth_cube.storage.ranges import (
+    KEPT_S,
+    BusyError,
+    NotPlainError,
+    RangeReader,
+    Room,
+    is_busy,
+)
 from bigearth_cube.storage.s3 import open_bucket
 
 if TYPE_CHECKING:
@@ -34,6 +41,7 @@ _RETRY: RetryConfig = {
     "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=5)},
     "retry_timeout": timedelta(seconds=30),
 }
+_CLIENT: ClientConfig = {"pool_idle_timeout": timedelta(seconds=KEPT_S)}
 
 
 class Backend(Protocol):
@@ -287,15 +295,15 @@ def new_backend(url: str, options: dict[str, Any]) -> Backend:
         If there are no credentials.
     """
     if url.startswith("s3://"):
-        new_store, address = open_bucket(url, options)
+        new_store, address = open_bucket(url, options, _CLIENT)
         return _RemoteBackend(new_store, RangeReader(address))
     try:
         if is_for_fsspec(url):
             return _FsspecBackend(url, options)
         if url.startswith(("http://", "https://")):
-            allow: ClientConfig = {"allow_http": url.startswith("http://")}
+            client: ClientConfig = {**_CLIENT, "allow_http": url.startswith("http://")}
             return _RemoteBackend(
-                lambda retry: HTTPStore(url, client_options=allow, retry_config=retry),
+                lambda retry: HTTPStore(url, client_options=client, retry_config=retry),
                 RangeReader(functools.partial(_address_below, urlsplit(url))),
             )
     except (ValueError, ImportError) as error:

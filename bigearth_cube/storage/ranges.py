@@ -29,7 +29,7 @@ import httptools
 Room = Callable[[int], memoryview]
 _CONNECT_S, _SILENCE_S, _REQUEST_S = 5.0, 10.0, 30.0
 """To be connected, without a byte, and for an answer in all; as long as reads are repeated."""
-_KEPT_S = 15.0
+KEPT_S = 15.0
 """Servers and what stands between close idle connections after 20 s or more, some without a word."""
 _PIECE_BYTES, _MOST_HEAD_BYTES = 16 << 10, 64 << 10
 """What is received at once until the head is known, and of a head at most. S3's have 1 KB."""
@@ -118,7 +118,7 @@ class RangeReader:
         with suppress(IndexError):
             while True:
                 connection, since = self._idle.pop()
-                if time.monotonic() - since < _KEPT_S and connection.is_quiet():
+                if time.monotonic() - since < KEPT_S and connection.is_quiet():
                     return connection
                 connection.close()
         return None

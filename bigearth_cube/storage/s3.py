@@ -23,7 +23,7 @@ from obstore.store import S3Store
 from bigearth_cube.errors import InvalidInputError, StorageError
 
 if TYPE_CHECKING:
-    from obstore.store import RetryConfig, S3Credential
+    from obstore.store import ClientConfig, RetryConfig, S3Credential
 
 S3_OPTIONS = {
     "key": "access_key_id",
@@ -43,7 +43,7 @@ _CREDENTIALS_LIVE = timedelta(minutes=6)
 
 
 def open_bucket(
-    url: str, options: dict[str, Any]
+    url: str, options: dict[str, Any], client: ClientConfig
 ) -> tuple[Callable[[RetryConfig], Any], Callable[[str], str]]:
     """Return what opens the bucket, and what addresses its objects; options are checked at once."""
     bucket, _, prefix = url.removeprefix("s3://").partition("/")
@@ -66,7 +66,7 @@ def open_bucket(
     arguments = {
         "prefix": prefix or None,
         "credential_provider": provider,
-        "client_options": {"allow_http": str(endpoint or "").startswith("http://")},
+        "client_options": {**client, "allow_http": str(endpoint or "").startswith("http://")},
         **config,
     }
 

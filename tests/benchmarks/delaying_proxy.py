@@ -36,6 +36,8 @@ def _relay(client: socket.socket, upstream_port: int, delay_s: float) -> None:
                 time.sleep(delay_s)
                 upstream.sendall(request)
                 answer = _head(upstream)
+                if not answer:  # it has closed a connection that rested for long
+                    break
                 client.sendall(answer)
                 if request.startswith(b"HEAD"):
                     continue
