@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import logging
 import os
@@ -106,6 +107,7 @@ def test_order_and_bytes_are_those_of_threads_by_every_path(
         caplog.at_level(logging.INFO, "bigearth_cube"),
         make(cube, client, shared_memory=path != "network") as loader,
     ):
+        loader._engine.block_rows = 128  # of this small cube several
         assert_same(delivered(loader, 1), expected)
         assert_same(delivered(loader, 1), expected)
         assert set(loader.worker_paths.values()) == {path}
@@ -147,6 +149,41 @@ def test_workers_that_are_all_started_anew_read_what_was_lost(
             (b.rows.copy(), {g: x.copy() for g, x in b.images.items()}, b.labels) for b in epoch
         ]
         assert_same(found, expected)
+
+
+def test_what_a_task_brings_is_fetched_anew_where_the_fetch_hangs(
+    cube: Cube,
+    processes: distributed.Client,
+    expected: list[tuple[Any, ...]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(engines, "_LOOK_S", 0.1)
+    monkeypatch.setattr(engines, "_FETCH_S", 0.2)
+    canceled: list[str] = []
+    gather = processes.gather
+
+    async def hangs_at_first(task: distributed.Future[Any], **options: Any) -> Any:
+        if not canceled:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                canceled.append(task.key)
+        return await gather(task, **options)
+
+    monkeypatch.setattr(processes, "gather", hangs_at_first)
+    with make(cube, processes, shared_memory=False) as loader:
+        assert_same(delivered(loader, 1), expected)
+    assert canceled
+
+
+def test_a_task_is_larger_where_it_takes_the_interpreter_from_who_reads(
+    cube: Cube, dask_client: distributed.Client, processes: distributed.Client
+) -> None:
+    rows = {}
+    for client in (dask_client, processes):
+        with make(cube, client) as loader:
+            rows[client] = loader._engine.block_rows
+    assert rows == {dask_client: 1024, processes: 512}
 
 
 def test_a_cluster_without_workers_is_told_and_not_waited_for_for_ever(

@@ -90,12 +90,18 @@ class _Pass:
     """
 
     def __init__(
-        self, order: EpochOrder, spec: OrderSpec, start: int, begins: int, ahead_rows: int
+        self, order: EpochOrder, spec: OrderSpec, start: int, begins: int, engine: Engine
     ) -> None:
         self.order, self.start, self.begins = order, start, begins
-        reading = reading_of(order, spec.chunk_rows, start=start, window_rows=spec.window_rows)
+        reading = reading_of(
+            order,
+            spec.chunk_rows,
+            start=start,
+            window_rows=spec.window_rows,
+            block_rows=engine.block_rows,
+        )
         self.waiting = deque(reading.blocks)
-        self.room = room_needed(reading.blocks, spec.chunk_rows, ahead_rows=ahead_rows)
+        self.room = room_needed(reading.blocks, spec.chunk_rows, ahead_rows=engine.ahead_rows)
         self._source = reading.source
         self._where = np.zeros(1 + sum(len(block.rows) for block in reading.blocks), np.int64)
         self._n_placed = 0
@@ -140,7 +146,7 @@ class EpochRun:
         self._counters = counters
         self._cost = Counters()
         # The next epoch may need a slot more than this one.
-        self._slack_rows = BLOCK_ROWS if is_followed else 0
+        self._slack_rows = engine.block_rows if is_followed else 0
         self._arena = arena
         self._spec = spec
         self._following: deque[Callable[[], tuple[EpochOrder, int]]] = deque()
@@ -272,7 +278,7 @@ class EpochRun:
         return True
 
     def _pass(self, order: EpochOrder, start: int, begins: int) -> _Pass:
-        return _Pass(order, self._spec, start, begins, self._engine.blocks_ahead * BLOCK_ROWS)
+        return _Pass(order, self._spec, start, begins, self._engine)
 
     def _next_pass(self, present: _Pass) -> _Pass | None:
         with self._lock:

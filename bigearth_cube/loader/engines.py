@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import distributed
 from distributed.comm.core import CommClosedError
+from distributed.protocol import pickle
 from numpy.typing import NDArray
 
 from bigearth_cube.errors import InvalidInputError, StorageError
@@ -30,14 +31,14 @@ from bigearth_cube.loader.handover import (
     read_block,
     submit_reads,
 )
-from bigearth_cube.loader.plan import Block
+from bigearth_cube.loader.plan import BLOCK_ROWS, Block
 from bigearth_cube.loader.shared import NotSharedError, SharedArrays, Ticket
 
 _logger = logging.getLogger(__name__)
-_AHEAD, _MOST_AHEAD = 4, 16
-"""Blocks in flight beyond the pool, at least and at most: 80 MB each of all Sentinel-2 bands.
+_LEAST_AHEAD, _MOST_AHEAD = 4 * BLOCK_ROWS, 16 * BLOCK_ROWS
+"""Rows in flight beyond the pool: .33 to 1.3 GB of all Sentinel-2 bands.
 
-Four are a pool of 32 chunks: while the batches of one are gathered, another can be decoded.
+The least is a pool of 32 chunks: while the batches of one are gathered, another can be decoded.
 """
 _ATTEMPTS = 5
 _START_S = 10
@@ -55,10 +56,12 @@ class Engine(Protocol):
 
     reader: BlockReader
     paths: dict[str, Path]
+    block_rows: int
+    """Rows of a block, at most."""
 
     @property
-    def blocks_ahead(self) -> int:
-        """Blocks to keep in flight beyond those that batches need by now."""
+    def ahead_rows(self) -> int:
+        """Rows to keep in flight beyond those that batches need by now."""
 
     def allocate(self, n_rows: int) -> dict[str, NDArray[Any]]:
         """Return the buffers, one a group, that rows are brought to from now on."""
@@ -87,7 +90,7 @@ class Engine(Protocol):
 class ThreadsEngine:
     """Fetch and decode in threads of this process, straight into the arena."""
 
-    blocks_ahead = _AHEAD
+    block_rows, ahead_rows = BLOCK_ROWS, _LEAST_AHEAD
 
     def __init__(self, reader: BlockReader) -> None:
         self.reader = reader
@@ -161,6 +164,7 @@ class DaskEngine:
         self._client = client
         self._shares = shared_memory
         self._on_worker = OnWorker(reader)
+        self._spare = pickle.dumps(self._on_worker)
         self._lock = threading.Lock()
         self._key = f"bec-loader-{uuid.uuid4().hex}-"
         self._near: dict[str, bool] = {}
@@ -175,13 +179,18 @@ class DaskEngine:
             raise StorageError(
                 f"the Dask scheduler has no workers, or none that answer: {client!r}; start some"
             ) from None
-        for worker in self._workers():
+        workers = self._workers()
+        # In one process a task takes the interpreter from who reads, as long whatever its size.
+        shares_interpreter = all(worker.startswith("inproc://") for worker in workers)
+        self.block_rows = 2 * BLOCK_ROWS if shares_interpreter else BLOCK_ROWS
+        for worker in workers:
             self._keep_on(worker)
 
     @property
-    def blocks_ahead(self) -> int:
-        """One for each worker and one more, so that none waits for the batches' pace; at least four."""
-        return max(_AHEAD, min(1 + len(self._workers()), _MOST_AHEAD))
+    def ahead_rows(self) -> int:
+        """A block for each worker and one more, so that few wait for the batches' pace; bounded."""
+        n_workers = len(self._workers())
+        return min(max(_LEAST_AHEAD, (1 + n_workers) * self.block_rows), _MOST_AHEAD)
 
     def allocate(self, n_rows: int) -> dict[str, NDArray[Any]]:
         """Return memory that workers of this host can write into, where the system has such."""
@@ -257,7 +266,7 @@ class DaskEngine:
         try:
             job.task = self._client.submit(
                 read_block,
-                self._on_worker,
+                self._spare,
                 self._key,
                 job.block,
                 job.place,

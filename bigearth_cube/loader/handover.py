@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import distributed
 import numpy as np
+from distributed.protocol import pickle
 from numpy.typing import NDArray
 
 from bigearth_cube.heap import keep_freed_memory
@@ -48,26 +49,24 @@ def submit_reads(
     outs: Mapping[str, NDArray[Any]],
 ) -> list[Future[Counters]]:
     """Read a block: each wanted row to its place in ``outs``, some chunks with all their rows."""
-    index = {int(chunk): i for i, chunk in enumerate(block.chunks)}
-    assert len(index) == len(block.chunks), "a block names a chunk twice"
-    futures = []
-    chunk_rows = reader.chunk_rows
-    for group, out in outs.items():
+    chunk_rows, offsets = reader.chunk_rows, block.offsets.tolist()
+    places: dict[int, tuple[NDArray[np.int64], NDArray[np.int64], slice | None]] = {}
+    for i, chunk in enumerate(block.chunks.tolist()):
+        part = slice(offsets[i], offsets[i + 1])
+        rows, at_ = block.rows[part] - chunk * chunk_rows, at[part]
+        first = int(at_[0] - rows[0])
+        places[chunk] = rows, at_, slice(first, first + chunk_rows) if whole[i] else None
+    assert len(places) == len(block.chunks), "a block names a chunk twice"
 
-        def target(chunk: int, out: NDArray[Any] = out) -> Target:
-            i = index[chunk]
-            part = slice(block.offsets[i], block.offsets[i + 1])
-            rows = block.rows[part] - chunk * chunk_rows
-            if not whole[i]:
-                return Target(out, rows, at[part])
-            first = int(at[part][0] - rows[0])
-            return Target(out[first : first + chunk_rows], rows)
+    def target(out: NDArray[Any], chunk: int) -> Target:
+        rows, at, room = places[chunk]
+        return Target(out, rows, at) if room is None else Target(out[room], rows)
 
-        futures += [
-            reader.submit(read, [target(chunk) for chunk in read.chunks])
-            for read in reader.reads(group, index)
-        ]
-    return futures
+    return [
+        reader.submit(read, [target(out, chunk) for chunk in read.chunks])
+        for group, out in outs.items()
+        for read in reader.reads(group, places)
+    ]
 
 
 def cancel_and_wait(futures: Sequence[Future[Any]]) -> None:
@@ -179,14 +178,14 @@ class Delivery:
 
 
 def read_block(
-    spare: OnWorker, key: str, block: Block, place: Place, ticket: Ticket | None
+    spare: bytes, key: str, block: Block, place: Place, ticket: Ticket | None
 ) -> Delivery:
     """Read the wanted rows of some chunks, of every group; the task that a Dask worker runs.
 
     Parameters
     ----------
     spare
-        What to read with on a worker that came later, until the loader has noticed.
+        ``OnWorker``, pickled: to read with on a worker that came later, until the loader has noticed.
     key
         Under which a worker finds what stays with it, its own address aside.
     block, place
@@ -197,7 +196,8 @@ def read_block(
     worker = distributed.get_worker()
     on_worker: Any = worker.data.get(key + worker.address)
     known = on_worker is not None
-    on_worker = on_worker if known else spare
+    if not known:
+        on_worker = pickle.loads(spare)
     reason = "the loader has no memory to share"
     if ticket is not None:
         try:
