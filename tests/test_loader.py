@@ -374,6 +374,17 @@ def test_a_whole_epoch_asks_for_every_needed_byte_once(cube: Cube) -> None:
     assert counters.patches == 600
 
 
+def test_counters_add_up_and_keep_the_most_that_was_in_flight() -> None:
+    names = [field.name for field in dataclasses.fields(Counters)]
+    total = Counters(**{name: 10 + i for i, name in enumerate(names)})
+    total.add(Counters(**{name: 100 * (i + 1) for i, name in enumerate(names)}))
+    for i, name in enumerate(names):
+        most = max(10 + i, 100 * (i + 1))
+        assert getattr(total, name) == (most if name == "in_flight" else 10 + i + 100 * (i + 1)), (
+            name
+        )
+
+
 def test_leaving_an_epoch_early_stops_its_threads(cube: Cube) -> None:
     with BatchLoader(cube, batch_size=8, groups=SMALL) as loader:
         for _ in range(3):
@@ -479,8 +490,9 @@ def test_a_selection_whose_rows_hold_other_patches_is_refused(cube: Cube) -> Non
         BatchLoader(cube, changed, batch_size=8)
 
 
-def rows_held(rows: np.ndarray, spec: OrderSpec) -> int:
-    reading = reading_of(epoch_order(rows, spec, 0), 64, window_rows=spec.window_rows)
+def rows_held(rows: np.ndarray, spec: OrderSpec, block_rows: int = BLOCK_ROWS) -> int:
+    order = epoch_order(rows, spec, 0)
+    reading = reading_of(order, 64, window_rows=spec.window_rows, block_rows=block_rows)
     n_slots, n_rows = room_needed(reading.blocks, 64)
     return n_slots * 64 + n_rows
 
@@ -496,6 +508,8 @@ def test_memory_is_the_pool_and_not_the_selection() -> None:
     # The pool of each of 8 lanes, the one that follows it, and what is fetched ahead.
     assert held[8] < held[32] < 2 * 32 * 64 + 8 * BLOCK_ROWS < len(rows)
     assert rows_held(rows, OrderSpec(64, 64, shuffle="none")) <= 6 * BLOCK_ROWS
+    # Larger blocks, as of Dask workers of this process, need half a block more.
+    assert rows_held(rows, OrderSpec(64, 64), 2 * BLOCK_ROWS) <= held[32] + BLOCK_ROWS
 
 
 @pytest.mark.parametrize("shuffle", ["pool", "exact"])

@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 
 from bigearth_cube.errors import NotFoundError, StorageError
-from bigearth_cube.storage import Storage
-from bigearth_cube.storage.ranges import BusyError, NotPlainError, RangeReader, _Heard
+from bigearth_cube.storage import Storage, backends
+from bigearth_cube.storage.ranges import KEPT_S, BusyError, NotPlainError, RangeReader, _Heard
 
 OBJECT = bytes(range(256)) * 40
 HEAD = b"HTTP/1.1 206 Partial Content\r\nCONTENT-RANGE: bytes 0-8/9\r\ncontent-length:9\r\n\r\n"
@@ -568,8 +568,8 @@ def test_no_connection_rests_for_long_whoever_has_it(
     scheme: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """obstore keeps connections for 90 s: what has dropped them would be waited for, one by one."""
-    client = {"pool_idle_timeout": timedelta(milliseconds=50)}
-    monkeypatch.setattr("bigearth_cube.storage.backends._CLIENT", client)
+    assert {"pool_idle_timeout": timedelta(seconds=KEPT_S)} == backends._CLIENT
+    monkeypatch.setattr(backends, "_CLIENT", {"pool_idle_timeout": timedelta(milliseconds=50)})
 
     def whole(request: BaseHTTPRequestHandler, number: int) -> None:
         request.send_response(200)

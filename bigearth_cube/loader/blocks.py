@@ -11,10 +11,11 @@ import itertools
 import os
 import queue
 import time
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from threading import Lock
 from typing import Any
@@ -73,10 +74,15 @@ class Counters:
 
     def add(self, other: Counters) -> None:
         """Add what another reader has cost."""
-        most = max(self.in_flight, other.in_flight)
-        for field in fields(self):
-            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
-        self.in_flight = most
+        self.requests += other.requests  # named one by one: this is called for every read
+        self.retries += other.retries
+        self.bytes += other.bytes
+        self.in_flight = max(self.in_flight, other.in_flight)
+        self.cache_hits += other.cache_hits
+        self.decode_s += other.decode_s
+        self.wait_s += other.wait_s
+        self.epoch_s += other.epoch_s
+        self.patches += other.patches
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +225,7 @@ class BlockReader:
         Group to its arrays, which are read as one: as many and in the same order for every group.
     decoders
         Chunks decoded at once. Where it is None, twice the cores of this process, so that a thread
-        with an answer seldom waits for another; for local files one more than the cores.
+        with an answer seldom waits for another; for local files as many as cores.
     max_requests
         Requests in flight, at most; local files are read by as many threads as decode.
     cache_bytes
@@ -241,7 +247,7 @@ class BlockReader:
         self._first_chunks = [s.first_chunk for s in next(iter(self.sources.values()))]
         # Local files are read by whom decodes: there is little to wait for.
         is_local = all(s.storage.is_local for parts in self.sources.values() for s in parts)
-        n_decoders = decoders or (_n_cores() + 1 if is_local else 2 * _n_cores())
+        n_decoders = decoders or (_n_cores() if is_local else 2 * _n_cores())
         self._pace = Pace(min(n_decoders, max_requests) if is_local else max_requests)
         self._threads = PacedThreads(self._pace)
         self._answers: deque[Answer] = deque()
@@ -270,7 +276,7 @@ class BlockReader:
         """Split chunks into runs that lie in one object, one after another."""
         runs: list[Read] = []
         for chunk in sorted(chunks):
-            part = int(np.searchsorted(self._first_chunks, chunk, side="right")) - 1
+            part = bisect_right(self._first_chunks, chunk) - 1
             source = self.sources[group][part]
             shard = (chunk - source.first_chunk) // source.layout.chunks_per_shard
             last = runs[-1] if runs else None
@@ -326,11 +332,13 @@ class BlockReader:
             wanted = [chunk for chunk in read.chunks if chunk not in kept]
             fetched = self._chunk_bytes(source, read, wanted, counters, answer)
             counters.in_flight = self._pace.peak
+        key = self._named(source, source.layout.key(read.shard))
         room = self._rooms.get()
         began = time.perf_counter()
         try:
             for chunk, target in zip(read.chunks, targets, strict=True):
-                self._decode(read, source, chunk, kept.get(chunk), fetched.get(chunk), target, room)
+                stored = kept.get(chunk), fetched.get(chunk)
+                self._decode(key, read.group, source, chunk, *stored, target, room)
         finally:
             self._rooms.put(room)
         self._answers.append(answer)
@@ -344,7 +352,8 @@ class BlockReader:
 
     def _decode(
         self,
-        read: Read,
+        key: str,
+        group: str,
         source: PixelSource,
         chunk: int,
         kept: memoryview | None,
@@ -356,18 +365,18 @@ class BlockReader:
         if target.at is None and source.bands is None:
             out = target.out
         else:
-            if read.group not in room:
+            if group not in room:
                 shape = (layout.chunk_rows, *layout.patch_shape)
-                room[read.group] = np.empty(shape, layout.dtype)
-            out = room[read.group]
-        key, rows = self._named(source, layout.key(read.shard)), source.rows_of(chunk)
+                room[group] = np.empty(shape, layout.dtype)
+            out = room[group]
+        rows = source.rows_of(chunk)
         if kept is not None:
             decode_chunk(replace(layout, checksum=False), kept, out, key, rows)
         else:
             assert fetched is not None
             decode_chunk(layout, fetched, out, key, rows)
             if self._cache is not None:
-                self._cache.offer(read.group, chunk, without_checksum(layout, fetched))
+                self._cache.offer(group, chunk, without_checksum(layout, fetched))
         if out is not target.out:
             _keep(out, source, target)
 
@@ -437,30 +446,42 @@ class BlockReader:
         tail: bytes | None = None,
     ) -> list[tuple[int, int]]:
         """Return offset and size of chunks in their object; ``tail`` if it came along."""
-        layout, key = source.layout, source.layout.key(read.shard)
-        named = self._named(source, key)
-        with self._lock:
-            # Several reads of one new shard come at once: its index is read by the first.
-            reading = self._reading.setdefault((read.group, read.part, read.shard), Lock())
-        with reading:
-            index = self._indices.get((read.group, read.part, read.shard))
-            if index is None:
-                if tail is None:
-                    request = partial(source.storage.read_tail, key, layout.index_bytes)
-                    tail = bytes(self._get(counters, request))
-                first = read.shard * layout.shard_rows
-                rows = first, first + layout.shard_rows - 1
-                index = read_index(layout, tail, named, rows)
-                self._indices[read.group, read.part, read.shard] = index
+        named = self._named(source, source.layout.key(read.shard))
+        index = self._indices.get((read.group, read.part, read.shard))
+        if index is None:
+            index = self._read_index(source, read, counters, named, tail)
         return [
             chunk_place(
                 index,
-                (chunk - source.first_chunk) % layout.chunks_per_shard,
+                (chunk - source.first_chunk) % source.layout.chunks_per_shard,
                 named,
                 source.rows_of(chunk),
             )
             for chunk in wanted
         ]
+
+    def _read_index(
+        self,
+        source: PixelSource,
+        read: Read,
+        counters: Counters,
+        named: str,
+        tail: bytes | None,
+    ) -> NDArray[np.uint64]:
+        layout, at = source.layout, (read.group, read.part, read.shard)
+        with self._lock:
+            # Several reads of one new shard come at once: its index is read by the first.
+            reading = self._reading.setdefault(at, Lock())
+        with reading:
+            if at not in self._indices:
+                if tail is None:
+                    key = layout.key(read.shard)
+                    request = partial(source.storage.read_tail, key, layout.index_bytes)
+                    tail = bytes(self._get(counters, request))
+                first = read.shard * layout.shard_rows
+                rows = first, first + layout.shard_rows - 1
+                self._indices[at] = read_index(layout, tail, named, rows)
+            return self._indices[at]
 
     def _get(self, counters: Counters, request: Callable[..., Any]) -> memoryview:
         """Send one request, count it, and let the pace learn from it."""

@@ -36,6 +36,8 @@ S3_OPTIONS = {
     "profile": None,  # resolved by botocore, which obstore does not have
 }
 _SIGNED_FOR = timedelta(minutes=15)
+_KNOWN_URLS = 4096
+"""Kept of a bucket whose URLs are not signed; about a megabyte."""
 _ENDPOINT = re.compile(r"https?://[\w.:\[\]-]+(/[\w./~-]*)?", re.ASCII)
 # obstore asks again when five minutes are left, so once a minute. That costs nothing until botocore
 # has to renew them; keys of a role may have no more than those five minutes when new ones appear.
@@ -86,7 +88,7 @@ def open_bucket(
         signed: str = obstore.sign(signing(), "GET", key, _SIGNED_FOR)  # 10 us: each has its own
         return signed if is_signed else signed.partition("?")[0]
 
-    return new_store, address
+    return new_store, address if is_signed else functools.lru_cache(_KNOWN_URLS)(address)
 
 
 def _configured_endpoint(session: BotocoreSession) -> str | None:
