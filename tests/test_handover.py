@@ -186,6 +186,20 @@ def test_a_task_is_larger_where_it_takes_the_interpreter_from_who_reads(
     assert rows == {dask_client: 1024, processes: 512}
 
 
+def test_rows_in_flight_grow_with_the_workers_and_no_further_than_a_bound(
+    cube: Cube, processes: distributed.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with make(cube, processes) as loader:
+        engine = loader._engine
+        for block_rows, n_workers, ahead in (
+            *((512, 1, 2048), (512, 3, 2048), (512, 5, 3072), (512, 40, 8192)),
+            *((1024, 1, 2048), (1024, 2, 3072), (1024, 40, 8192)),
+        ):
+            engine.block_rows = block_rows
+            monkeypatch.setattr(engine, "_workers", lambda n=n_workers: dict.fromkeys(range(n), 1))
+            assert engine.ahead_rows == ahead
+
+
 def test_a_cluster_without_workers_is_told_and_not_waited_for_for_ever(
     cube: Cube, monkeypatch: pytest.MonkeyPatch
 ) -> None:

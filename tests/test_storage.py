@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from bigearth_cube.errors import BigEarthCubeError, InvalidInputError, NotFoundError, StorageError
 from bigearth_cube.storage import Storage, normalized_url
+from bigearth_cube.storage.s3 import open_bucket
 
 
 @pytest.fixture(params=["local", "memory", "s3"])
@@ -205,6 +206,14 @@ def test_what_a_server_refuses_is_told_in_one_line_by_its_status(status: int, ad
                 ask("c/403/401/0/0")
             assert "\n" not in str(caught.value)
             assert not any(told in f"{caught.value!r}" for told in ("KEY", "SECRET", "TOKEN"))
+
+
+def test_urls_are_made_once_where_they_are_not_signed() -> None:
+    endpoint = {"endpoint_url": "http://127.0.0.1:9"}
+    for credentials, once in (({"anon": True}, True), ({"key": "k", "secret": "s"}, False)):
+        _, address = open_bucket("s3://bucket", endpoint | credentials, {})
+        assert address("a/b").split("?")[0] == "http://127.0.0.1:9/bucket/a/b"
+        assert (address("a/b") is address("a/b")) is once
 
 
 @contextlib.contextmanager

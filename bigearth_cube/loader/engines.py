@@ -181,7 +181,7 @@ class DaskEngine:
             ) from None
         workers = self._workers()
         # In one process a task takes the interpreter from who reads, as long whatever its size.
-        shares_interpreter = all(worker.startswith("inproc://") for worker in workers)
+        shares_interpreter = bool(workers) and all(w.startswith("inproc://") for w in workers)
         self.block_rows = 2 * BLOCK_ROWS if shares_interpreter else BLOCK_ROWS
         for worker in workers:
             self._keep_on(worker)

@@ -21,7 +21,7 @@ import struct
 import sys
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -213,8 +213,6 @@ def _offsets(address: Address) -> list[int]:
 def _map(fd: int, address: Address) -> tuple[mmap.mmap, dict[str, NDArray[Any]]]:
     offsets = _offsets(address)
     memory = mmap.mmap(fd, offsets[-1])
-    with suppress(OSError):  # a kernel without them
-        memory.madvise(mmap.MADV_HUGEPAGE)
     arrays = {
         name: np.frombuffer(memory, dtype, math.prod(shape), offset).reshape(shape)
         for (name, dtype, shape), offset in zip(address.shapes, offsets[:-1], strict=True)
