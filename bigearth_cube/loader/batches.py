@@ -93,7 +93,7 @@ class BatchLoader:
         task. Order and bytes are the same.
     threads
         Chunks decoded at once in each process that reads. Where None, twice as many as it has
-        cores; for local files, which are read by the same threads, as many as cores.
+        cores; for local files, which are read by the same threads, one more than cores.
     max_requests
         Reads under way in each process that reads, at most. How many there are follows from how
         quickly storage answers; local files have one a thread that decodes.

@@ -225,7 +225,7 @@ class BlockReader:
         Group to its arrays, which are read as one: as many and in the same order for every group.
     decoders
         Chunks decoded at once. Where it is None, twice the cores of this process, so that a thread
-        with an answer seldom waits for another; for local files as many as cores.
+        with an answer seldom waits for another; for local files one more than the cores.
     max_requests
         Requests in flight, at most; local files are read by as many threads as decode.
     cache_bytes
@@ -247,7 +247,7 @@ class BlockReader:
         self._first_chunks = [s.first_chunk for s in next(iter(self.sources.values()))]
         # Local files are read by whom decodes: there is little to wait for.
         is_local = all(s.storage.is_local for parts in self.sources.values() for s in parts)
-        n_decoders = decoders or (_n_cores() if is_local else 2 * _n_cores())
+        n_decoders = decoders or (_n_cores() + 1 if is_local else 2 * _n_cores())
         self._pace = Pace(min(n_decoders, max_requests) if is_local else max_requests)
         self._threads = PacedThreads(self._pace)
         self._answers: deque[Answer] = deque()
