@@ -177,13 +177,26 @@ def test_what_a_task_brings_is_fetched_anew_where_the_fetch_hangs(
 
 
 def test_a_task_is_larger_where_it_takes_the_interpreter_from_who_reads(
-    cube: Cube, dask_client: distributed.Client, processes: distributed.Client
+    cube: Cube,
+    dask_client: distributed.Client,
+    processes: distributed.Client,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    rows = {}
-    for client in (dask_client, processes):
+    for client, block_rows in ((dask_client, 1024), (processes, 512)):
         with make(cube, client) as loader:
-            rows[client] = loader._engine.block_rows
-    assert rows == {dask_client: 1024, processes: 512}
+            engine, sizes = loader._engine, []
+            submit = engine.submit
+
+            def noted(block: Any, *rest: Any, submit: Any = submit, sizes: Any = sizes) -> Any:
+                sizes.append(len(block.rows))
+                return submit(block, *rest)
+
+            monkeypatch.setattr(engine, "submit", noted)
+            assert engine.block_rows == block_rows
+            engine.block_rows = 128  # what tasks are made by
+            delivered(loader)
+            assert max(sizes) <= 128
+            assert sum(sizes) == 600
 
 
 def test_rows_in_flight_grow_with_the_workers_and_no_further_than_a_bound(

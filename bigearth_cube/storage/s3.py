@@ -47,7 +47,10 @@ _CREDENTIALS_LIVE = timedelta(minutes=6)
 def open_bucket(
     url: str, options: dict[str, Any], client: ClientConfig
 ) -> tuple[Callable[[RetryConfig], Any], Callable[[str], str]]:
-    """Return what opens the bucket, and what addresses its objects; options are checked at once."""
+    """Return what opens the bucket, and what addresses its objects; options are checked at once.
+
+    ``client`` is how obstore's clients are to be, whatever the bucket.
+    """
     bucket, _, prefix = url.removeprefix("s3://").partition("/")
     if not re.fullmatch(r"[\w.-]+", bucket, re.ASCII):  # obstore would panic
         raise InvalidInputError(f"{url!r} names no bucket; expected s3://bucket/prefix")
